@@ -1,0 +1,211 @@
+"""The banked GPT: every matrix of a kind lives in one tensor, and every forward pass takes packed documents."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from golf_lightning.kernels.attention import AttentionBackend, choose_backend, varlen_attention
+from golf_lightning.kernels.cross_entropy import softcap_logits, softcapped_nll
+from golf_lightning.model.block import LaneWeights, LayerWeights, Pass, parallel_block, rms_norm, serial_block
+from golf_lightning.model.config import GPTConfig
+from golf_lightning.model.injection import NO_ADAPTERS, Adapters, Recorder
+from golf_lightning.model.order import LayerPlan, layer_plan, skip_slots
+from golf_lightning.model.rotary import document_positions, rotary_table
+
+# T tokens, D width, V vocabulary, S segments, R rotated half of a head, L layers
+
+
+class GPT(nn.Module):
+    """The language model of record PR #1536 and its successor #1530 v2.
+
+    Parameters are float32 masters, cast to the compute dtype at use. The banks are ``qo [2L, D, D]`` (Q of every layer,
+    then O), ``kv [2L, G*K, D]`` (K, then V), ``up [L, M, D]`` and ``down [L, D, M]``; Muon works on a whole bank at
+    once, and a bank is taken apart once per forward pass. Everything else is the tied embedding and a few vectors.
+
+    Args:
+        config: shape and constants.
+        compute_dtype: dtype of activations and of weights at use.
+        attention: backend of the attention facade; resolved when the first batch arrives.
+
+    Attributes:
+        recurrent: whether the looped layers run ``config.loop_passes`` times.
+    """
+
+    rotary: Tensor
+
+    def __init__(
+        self, config: GPTConfig, *, compute_dtype: torch.dtype = torch.float32, attention: AttentionBackend = "auto"
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.compute_dtype = compute_dtype
+        self.attention: AttentionBackend = attention
+        self.recurrent = False
+        layers, width = config.layers, config.width
+        self.embedding = nn.Parameter(torch.empty(config.vocab_size, width))
+        banks = {name: nn.Parameter(torch.empty(shape)) for name, shape in config.bank_shapes.items()}
+        self.qo, self.kv, self.up, self.down = (banks[name] for name in ("qo", "kv", "up", "down"))
+        self.mix = nn.Parameter(torch.empty(layers, 2, width))
+        self.attn_scale = nn.Parameter(torch.empty(layers, width))
+        self.mlp_scale = nn.Parameter(torch.empty(layers, width))
+        self.q_gain = nn.Parameter(torch.empty(layers, config.heads))
+        self.skip_weight = nn.Parameter(torch.empty(skip_slots(config), width))
+        self.skip_gate = nn.Parameter(torch.empty(skip_slots(config), width))
+        if config.lanes == "crossed":
+            self.lane_residual = nn.Parameter(torch.empty(config.lane_layers, 2))
+            self.lane_attn = nn.Parameter(torch.empty(config.lane_layers, 2))
+            self.lane_mlp = nn.Parameter(torch.empty(config.lane_layers, 2))
+        elif config.lanes == "isolated":
+            self.lane_balance = nn.Parameter(torch.empty(()))
+        self.register_buffer("rotary", torch.empty(0), persistent=False)
+        self.extend_positions(config.max_seqlen)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Q, K, V and up orthogonal, O and down zero, the embedding normal; vectors at their neutral values."""
+        layers = self.config.layers
+        nn.init.normal_(self.embedding, std=self.config.embedding_std)
+        for matrix in (*self.qo[:layers], *self.kv, *self.up):
+            nn.init.orthogonal_(matrix)
+        self.qo[layers:].zero_()
+        self.down.zero_()
+        self.mix[:, 0].fill_(1.0)
+        self.mix[:, 1].zero_()
+        for ones in (self.attn_scale, self.mlp_scale, self.skip_weight):
+            ones.fill_(1.0)
+        self.skip_gate.zero_()
+        self.q_gain.fill_(self.config.q_gain_init)
+        if self.config.lanes == "crossed":
+            self.lane_residual.fill_(1.1)
+            self.lane_attn.fill_(1.0)
+            self.lane_mlp.fill_(1.0)
+        elif self.config.lanes == "isolated":
+            self.lane_balance.fill_(0.5)
+
+    def extend_positions(self, positions: int) -> None:
+        """Make the rotary table cover segments of up to ``positions`` tokens (test-time windows may be longer)."""
+        if self.rotary.numel() == 0 or self.rotary.shape[1] < positions:
+            table = rotary_table(positions, self.config.rope_dims, self.config.rope_base)
+            self.rotary = table.to(self.embedding.device)
+
+    @property
+    def plan(self) -> LayerPlan:
+        """The order of layers as it runs now."""
+        return layer_plan(self.config, self.recurrent)
+
+    def forward(self, tokens: Tensor, targets: Tensor, cu_seqlens: Tensor) -> Tensor:
+        """Negative log-likelihood in nats of each target.
+
+        Args:
+            tokens: ``[T]`` int64.
+            targets: ``[T]`` int64; ``IGNORED`` rows give 0.
+            cu_seqlens: ``[S + 1]`` int32, see :class:`~golf_lightning.data.batch.PackedBatch`.
+
+        Returns:
+            ``[T]`` float32 (float64 when computing in float64).
+        """
+        return self.nll(self.features(tokens, cu_seqlens), targets)
+
+    def features(
+        self, tokens: Tensor, cu_seqlens: Tensor, *, adapters: Adapters | None = None, recorder: Recorder | None = None
+    ) -> Tensor:
+        """The normalized final hidden states ``[T, D]`` that the head reads, with optional injections."""
+        x0_TD = rms_norm(F.embedding(tokens, self.embedding).to(self.compute_dtype))
+        x_TD = self._run_layers(x0_TD, self._start_pass(x0_TD, cu_seqlens, recorder), adapters)
+        n_TD = rms_norm(x_TD)
+        if recorder is not None:
+            recorder("head", n_TD)
+        return n_TD
+
+    def head(self, n_TD: Tensor, *, adapters: Adapters | None = None) -> Tensor:
+        """Raw logits ``[T, V]`` in the compute dtype, before the softcap."""
+        z_TV = F.linear(n_TD, self.embedding.to(self.compute_dtype))
+        return z_TV if adapters is None else z_TV + adapters.head(n_TD)
+
+    def nll(self, n_TD: Tensor, targets: Tensor, *, adapters: Adapters | None = None) -> Tensor:
+        """Negative log-likelihood ``[T]`` in nats of targets for final hidden states; any subset of rows will do."""
+        return softcapped_nll(self.head(n_TD, adapters=adapters), targets, self.config.softcap)
+
+    def logits(
+        self, tokens: Tensor, cu_seqlens: Tensor, *, adapters: Adapters | None = None, recorder: Recorder | None = None
+    ) -> Tensor:
+        """Softcapped logits ``[T, V]``, at least float32; their softmax is the model's distribution."""
+        n_TD = self.features(tokens, cu_seqlens, adapters=adapters, recorder=recorder)
+        return softcap_logits(self.head(n_TD, adapters=adapters), self.config.softcap)
+
+    def _start_pass(self, x0_TD: Tensor, cu_seqlens: Tensor, recorder: Recorder | None) -> Pass:
+        backend = choose_backend(self.attention, x0_TD.device)
+        max_seqlen = self.rotary.shape[1]
+        # Padding rows count on from the last segment and may run past the table.
+        positions_T = document_positions(x0_TD.shape[0], cu_seqlens).remainder(max_seqlen)
+        cos_TR, sin_TR = self.rotary[:, positions_T].unbind(0)
+
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return varlen_attention(q, k, v, cu_seqlens, max_seqlen=max_seqlen, backend=backend)
+
+        return Pass(x0_TD, cos_TR, sin_TR, attend, self.config.head_dim, self.config.xsa, recorder)
+
+    def _run_layers(self, x_TD: Tensor, run: Pass, adapters: Adapters | None) -> Tensor:
+        plan, layers = self.plan, self._layers()
+        per_layer = [NO_ADAPTERS if adapters is None else adapters.layer(v) for v in range(plan.depth)]
+        skips: list[Tensor] = []
+        for virtual, i in enumerate(plan.encoder):
+            x_TD = serial_block(x_TD, layers[i], run, per_layer[virtual])
+            skips.append(x_TD)
+        skip_weight, skip_gate = self._cast(self.skip_weight).unbind(0), self._cast(self.skip_gate.sigmoid()).unbind(0)
+        lane_weights = self._lane_weights()
+        lanes: tuple[Tensor, Tensor] | None = None
+        for virtual, (i, slot) in enumerate(zip(plan.decoder, plan.slots, strict=True), start=len(plan.encoder)):
+            if lanes is None and self.config.lanes != "none" and i >= self.config.lanes_start:
+                lanes = (x_TD, x_TD)
+            if slot is not None:
+                gate, skip = skip_gate[slot], skip_weight[slot] * skips.pop()
+                entering = x_TD if lanes is None else lanes[0]
+                entering = gate * entering + (1 - gate) * skip
+                x_TD, lanes = (entering, None) if lanes is None else (x_TD, (entering, lanes[1]))
+            if lanes is None:
+                x_TD = serial_block(x_TD, layers[i], run, per_layer[virtual])
+            else:
+                lanes = parallel_block(lanes, layers[i], run, per_layer[virtual], lane_weights[i])
+        return x_TD if lanes is None else self._join_lanes(lanes)
+
+    def _join_lanes(self, lanes: tuple[Tensor, Tensor]) -> Tensor:
+        if self.config.lanes == "crossed":
+            return (lanes[0] + lanes[1]) * 0.5
+        balance = self._cast(self.lane_balance)
+        return balance * lanes[0] + (1 - balance) * lanes[1]
+
+    def _layers(self) -> list[LayerWeights]:
+        """Every bank cast and taken apart once: indexing a bank layer by layer costs four times as much backward."""
+        qo, kv, up, down = (self._cast(bank).unbind(0) for bank in (self.qo, self.kv, self.up, self.down))
+        vectors = (self.mix, self.attn_scale, self.mlp_scale, self.q_gain)
+        mix, attn_scale, mlp_scale, q_gain = (self._cast(vector).unbind(0) for vector in vectors)
+        count = self.config.layers
+        return [
+            LayerWeights(
+                index=i,
+                q=qo[i],
+                k=kv[i],
+                v=kv[count + i],
+                o=qo[count + i],
+                up=up[i],
+                down=down[i],
+                mix=mix[i],
+                attn_scale=attn_scale[i],
+                mlp_scale=mlp_scale[i],
+                q_gain=q_gain[i],
+            )
+            for i in range(count)
+        ]
+
+    def _lane_weights(self) -> dict[int, LaneWeights | None]:
+        start, stop = self.config.lanes_start, self.config.layers
+        if self.config.lanes != "crossed":
+            return dict.fromkeys(range(start, stop))
+        scalars = (self.lane_residual, self.lane_attn, self.lane_mlp)
+        parts = zip(*(self._cast(scalar).unbind(0) for scalar in scalars), strict=True)
+        return {i: LaneWeights(*part) for i, part in zip(range(start, stop), parts, strict=True)}
+
+    def _cast(self, x: Tensor) -> Tensor:
+        return x.to(self.compute_dtype)
