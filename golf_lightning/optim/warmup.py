@@ -1,0 +1,57 @@
+"""Everything that compiles, compiled before the clock starts, and no trace left of it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from golf_lightning.data.batch import PackedBatch
+from golf_lightning.model.gpt import GPT
+from golf_lightning.optim.muon import MuonAdamW
+
+
+def random_batch(batch: PackedBatch, vocab_size: int, seed: int = 0) -> PackedBatch:
+    """A batch of the same shapes with random tokens: nothing of the data is touched."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens, targets = torch.randint(0, vocab_size, (2, batch.tokens.numel()), generator=generator)
+    return PackedBatch(tokens, targets, batch.cu_seqlens.clone())
+
+
+@contextmanager
+def without_trace(model: GPT, optimizer: MuonAdamW) -> Iterator[None]:
+    """Restore parameters, recurrence, optimizer state and random generators when the block ends."""
+    weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    recurrent, snapshot = model.recurrent, optimizer.snapshot()
+    devices = [model.embedding.device] if model.embedding.is_cuda else []
+    with torch.random.fork_rng(devices=devices):
+        yield
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(weights[name])
+            parameter.grad = None
+    model.recurrent = recurrent
+    optimizer.restore(snapshot)
+
+
+def warm_up(model: GPT, optimizer: MuonAdamW, batch: PackedBatch, *, recurrence: list[bool], validate: bool) -> None:
+    """Run one optimizer step for every setting of recurrence, and one scoring pass, on ``batch``.
+
+    Args:
+        model: the model on its device, compiled or not.
+        optimizer: stepped as in training, collectives included, so every rank must call this.
+        batch: random tokens in the shapes of training, on the model's device.
+        recurrence: the settings that the run will use.
+        validate: whether to run the scoring pass, in the last setting.
+    """
+    with without_trace(model, optimizer):
+        for recurrent in recurrence:
+            model.recurrent = recurrent
+            loss: Tensor = model(batch.tokens, batch.targets, batch.cu_seqlens).mean()
+            loss.backward()
+            optimizer.step()
+        if validate:
+            with torch.no_grad():
+                model(batch.tokens, batch.targets, batch.cu_seqlens)
+    if batch.tokens.is_cuda:
+        torch.cuda.synchronize()

@@ -1,0 +1,108 @@
+"""MuonStrategy in real fits, each in processes of its own."""
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.slow
+
+SCRIPT = Path(__file__).with_name("tiny_fit.py")
+TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node", "2")
+
+
+@dataclass
+class Fit:
+    results: list[dict[str, Any]]
+    weights: list[dict[str, torch.Tensor]]
+    checkpoint: Path
+
+
+def fit(folder: Path, devices: int, *options: str, launcher: tuple[str, ...] = ()) -> Fit:
+    folder.mkdir()
+    command = [sys.executable, *launcher, str(SCRIPT), str(folder), "--devices", str(devices), *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=SCRIPT.parents[2])
+    assert done.returncode == 0, done.stdout + done.stderr
+    ranks = range(devices)
+    return Fit(
+        [json.loads((folder / f"{rank}.json").read_text()) for rank in ranks],
+        [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in ranks],
+        folder / "end.ckpt",
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("fits")
+
+
+@pytest.fixture(scope="module")
+def alone(folder: Path) -> Fit:
+    return fit(folder / "alone", 1)
+
+
+@pytest.fixture(scope="module")
+def two(folder: Path) -> Fit:
+    return fit(folder / "two", 2, launcher=TORCHRUN)
+
+
+@pytest.fixture(scope="module")
+def half(folder: Path) -> Fit:
+    return fit(folder / "half", 2, "--steps", "3", launcher=TORCHRUN)
+
+
+def micro_losses(run: Fit) -> list[float]:
+    """The losses of all batches in the order of the stream, however many processes shared them."""
+    return [loss for together in zip(*(result["losses"] for result in run.results), strict=True) for loss in together]
+
+
+def test_the_module_is_not_wrapped(two: Fit) -> None:
+    assert [(result["type"], result["world"]) for result in two.results] == [("Tiny", 2)] * 2
+
+
+def test_two_ranks_have_the_curve_of_one_with_accumulation(alone: Fit, two: Fit) -> None:
+    assert micro_losses(two) == pytest.approx(micro_losses(alone), rel=2e-6)
+
+
+def test_weights_and_buffers_are_bit_equal_on_both_ranks(two: Fit) -> None:
+    torch.testing.assert_close(two.weights[0], two.weights[1], rtol=0, atol=0)
+
+
+def test_a_steady_step_runs_only_the_collectives_of_the_optimizer(two: Fit) -> None:
+    # Three steps of three banks; Lightning's broadcast of a SIGTERM flag would show up as broadcast or all_reduce.
+    counts = sorted(two.results[0]["calls"].items())
+    assert [(name.rsplit("_", 1)[0] if "reduce_s" in name else name[:10], n) for name, n in counts] == [
+        ("all_gather", 9),
+        ("all_reduce", 3),
+        ("reduce_scatter", 9),
+    ]
+
+
+def test_the_launcher_of_lightning_gives_the_same(two: Fit, folder: Path) -> None:
+    launched = fit(folder / "launched", 2)
+    torch.testing.assert_close(launched.weights, two.weights, rtol=0, atol=0)
+
+
+def test_resume_on_two_ranks_is_bit_identical(two: Fit, half: Fit, folder: Path) -> None:
+    resumed = fit(folder / "resumed", 2, "--ckpt", str(half.checkpoint), launcher=TORCHRUN)
+    torch.testing.assert_close(resumed.weights, two.weights, rtol=0, atol=0)
+
+
+def test_saved_on_two_ranks_resumes_on_one(alone: Fit, half: Fit, folder: Path) -> None:
+    resumed = fit(folder / "resumed alone", 1, "--ckpt", str(half.checkpoint))
+    assert resumed.results[0]["losses"] == pytest.approx(micro_losses(alone)[6:], rel=2e-6)
+
+
+@pytest.mark.parametrize("rank, launcher", [(0, ()), (1, TORCHRUN)], ids=["rank 0, lightning", "rank 1, torchrun"])
+def test_a_rank_that_raises_ends_the_run(folder: Path, rank: int, launcher: tuple[str, ...]) -> None:
+    out = folder / f"raised {rank}"
+    out.mkdir()
+    command = [sys.executable, *launcher, str(SCRIPT), str(out), "--devices", "2", "--raise-on", str(rank)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=SCRIPT.parents[2])
+    assert done.returncode != 0
+    assert f"rank {rank} fell over" in done.stderr
