@@ -1,0 +1,97 @@
+"""A model small enough to export in milliseconds, batches that fit it, and what spawned ranks do with them."""
+
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from golf_lightning.compression.export import ExportConfig, export_model
+from golf_lightning.compression.hessians import collect_hessians
+from golf_lightning.data.batch import IGNORED, PackedBatch
+from golf_lightning.errors import GolfError
+from golf_lightning.model.config import GPTConfig
+from golf_lightning.model.gpt import GPT
+
+TOKENIZER = "0123456789abcdef" * 4
+CONFIG = GPTConfig(
+    vocab_size=48,
+    layers=4,
+    width=16,
+    heads=2,
+    kv_heads=1,
+    head_dim=8,
+    mlp_width=32,
+    rope_dims=4,
+    max_seqlen=32,
+    loop_first=1,
+    loop_last=1,
+    lanes_start=2,
+)
+
+
+def small_gpt() -> GPT:
+    """Every parameter away from its neutral value, so that nothing hides behind a zero or a one."""
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        model = GPT(CONFIG)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.1 * torch.randn(parameter.shape))
+    return model
+
+
+def packed_batch(seed: int, lengths: tuple[int, ...] = (20, 7, 30), padding: int = 7) -> PackedBatch:
+    generator = torch.Generator().manual_seed(seed)
+    total = sum(lengths)
+    tokens = torch.randint(1, CONFIG.vocab_size, (total + padding,), generator=generator)
+    targets = tokens.roll(-1)
+    tokens[total:] = 0
+    targets[total:] = IGNORED
+    ends = torch.tensor([0, *lengths]).cumsum(0).tolist()
+    cu_seqlens = torch.tensor(ends + [total] * (8 - len(ends)), dtype=torch.int32)
+    return PackedBatch(tokens, targets, cu_seqlens)
+
+
+def spawned_rank(rank: int, work: str, folder: str) -> None:
+    """One of two gloo processes: runs the function of that name and saves what it returns."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    result = {"sum": _sum, "uneven": _uneven, "export": _export, "fail": _fail}[work](rank, Path(folder))
+    torch.save(result, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def _sum(rank: int, folder: Path) -> dict[str, torch.Tensor]:
+    batches = [packed_batch(seed) for seed in ((0, 1) if rank == 0 else (2, 3))]
+    return collect_hessians(small_gpt(), batches, count=4).hessians
+
+
+def _uneven(rank: int, folder: Path) -> int:
+    return collect_hessians(small_gpt(), [packed_batch(0)] if rank == 0 else [], count=4).tokens
+
+
+def _export(rank: int, folder: Path) -> dict[str, int]:
+    settings = ExportConfig(calibration_batches=4)
+    batches = [packed_batch(seed) for seed in ((0, 1) if rank == 0 else (2, 3))]
+    path = folder / f"artifact{rank}.golf"
+    report = export_model(small_gpt(), batches, path, tokenizer_sha256=TOKENIZER, settings=settings)
+    return {"artifact_bytes": report.budget.artifact_bytes, "tokens": report.calibration_tokens, "wrote": path.exists()}
+
+
+def _fail(rank: int, folder: Path) -> str:
+    model = small_gpt()
+    if rank == 0:
+        with torch.no_grad():
+            model.mix[0, 0, 0] = 1e30
+    try:
+        _export_here(model, folder)
+    except GolfError as error:
+        return str(error)
+    return "no error"
+
+
+def _export_here(model: GPT, folder: Path) -> None:
+    settings = ExportConfig(calibration_batches=2)
+    # The same weights on all ranks but one value: what rank 0 finds wrong, rank 1 must learn from it.
+    clean = small_gpt() if dist.get_rank() else model
+    export_model(clean, [packed_batch(0)], folder / "a.golf", tokenizer_sha256=TOKENIZER, settings=settings)

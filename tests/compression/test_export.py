@@ -1,0 +1,198 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from small_gpt import CONFIG, TOKENIZER, packed_batch, small_gpt, spawned_rank
+
+from golf_lightning.compression import export
+from golf_lightning.compression.artifact import read_artifact, write_artifact
+from golf_lightning.compression.banks import quantize_bank, quantize_state
+from golf_lightning.compression.budget import BudgetConfig, OverBudget
+from golf_lightning.compression.export import ExportConfig, ExportReport, export_model, load_model
+from golf_lightning.compression.hessians import collect_hessians
+from golf_lightning.compression.quantize import QuantizationConfig
+from golf_lightning.errors import GolfError
+from golf_lightning.files import read_json, write_json
+
+
+def test_the_artifact_holds_what_quantize_state_gives(model, batches, tmp_path):
+    settings = ExportConfig(calibration_batches=3)
+    path = tmp_path / "artifact.golf"
+    export_model(model, batches, path, tokenizer_sha256=TOKENIZER, settings=settings)
+    hessians = collect_hessians(model, batches, count=3).hessians
+    state, _ = quantize_state(model.state_dict(), hessians, CONFIG, settings.quantization)
+    wanted, read = state.state_dict(), read_artifact(path).state_dict()
+    assert all(torch.equal(read[name], wanted[name]) for name in wanted)
+
+
+def test_the_report_adds_up(model, batches, tmp_path):
+    path = tmp_path / "artifact.golf"
+    report = export_model(
+        model, batches, path, tokenizer_sha256=TOKENIZER, settings=ExportConfig(calibration_batches=3)
+    )
+    assert report.budget.artifact_bytes == path.stat().st_size == sum(report.bytes_by_role.values())
+    assert list(report.seconds) == ["calibrate", "quantize", "encode", "verify"]
+    assert report.calibration_tokens == 3 * 57
+    assert report.raised_damping == 0
+
+
+def test_gptq_disturbs_the_outputs_less_than_round_to_nearest(model, batches, tmp_path):
+    report = export_model(
+        model, batches, tmp_path / "a", tokenizer_sha256=TOKENIZER, settings=ExportConfig(calibration_batches=3)
+    )
+    assert report.relative_error.keys() == {"attention", "mlp", "embedding"}
+    for role, error in report.relative_error.items():
+        assert 0 < error < 0.9 * report.nearest_relative_error[role]
+
+
+def test_the_report_survives_json(model, batches, tmp_path):
+    report = export_model(
+        model, batches, tmp_path / "a", tokenizer_sha256=TOKENIZER, settings=ExportConfig(calibration_batches=1)
+    )
+    write_json(tmp_path / "report.json", report.to_dict())
+    assert ExportReport.from_dict(read_json(tmp_path / "report.json")) == report
+
+
+def test_round_to_nearest_needs_no_calibration(model, tmp_path):
+    settings = ExportConfig(quantization=QuantizationConfig(method="rtn"))
+    report = export_model(model, [], tmp_path / "a", tokenizer_sha256=TOKENIZER, settings=settings)
+    assert report.calibration_tokens == 0 and "calibrate" not in report.seconds
+
+
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_a_loaded_model_predicts_as_the_quantized_one(model, batches, tmp_path, recurrent):
+    model.recurrent = recurrent
+    path = tmp_path / "artifact.golf"
+    export_model(model, batches, path, tokenizer_sha256=TOKENIZER, settings=ExportConfig(calibration_batches=3))
+    loaded = load_model(read_artifact(path))
+    batch = packed_batch(9)
+    with torch.no_grad():
+        before = model(batch.tokens, batch.targets, batch.cu_seqlens)
+        model.load_state_dict(read_artifact(path).state_dict())
+        quantized = model(batch.tokens, batch.targets, batch.cu_seqlens)
+        again = loaded(batch.tokens, batch.targets, batch.cu_seqlens)
+    assert loaded.recurrent is recurrent
+    assert torch.equal(quantized, again)
+    assert not torch.equal(before, again)
+
+
+def test_calibration_improves_the_loss_where_bits_are_few(batches, tmp_path):
+    losses = {}
+    for method in ("gptq", "rtn"):
+        model = small_gpt()
+        quantization = QuantizationConfig(method=method, attention_bits=3, attention_k=4.0, mlp_bits=3, mlp_k=4.0)
+        settings = ExportConfig(quantization=quantization, calibration_batches=3)
+        export_model(model, batches, tmp_path / method, tokenizer_sha256=TOKENIZER, settings=settings)
+        loaded = load_model(read_artifact(tmp_path / method))
+        with torch.no_grad():
+            change = [
+                (loaded.features(b.tokens, b.cu_seqlens) - model.features(b.tokens, b.cu_seqlens)).square().mean()
+                for b in batches
+            ]
+        losses[method] = float(sum(change))
+    assert losses["gptq"] < 0.9 * losses["rtn"]
+
+
+def test_export_leaves_the_model_untouched(model, batches, tmp_path):
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    export_model(model, batches, tmp_path / "a", tokenizer_sha256=TOKENIZER, settings=ExportConfig())
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_over_budget_keeps_the_file_and_then_fails(model, batches, tmp_path):
+    settings = ExportConfig(budget=BudgetConfig(limit_bytes=5_000, code_bytes=100), calibration_batches=1)
+    report = export_model(model, batches, tmp_path / "a", tokenizer_sha256=TOKENIZER, settings=settings)
+    too_many = (tmp_path / "a").stat().st_size + 100 - 5_000
+    assert read_artifact(tmp_path / "a").file_bytes == report.budget.artifact_bytes
+    with pytest.raises(OverBudget, match=f" {too_many:,} bytes over"):
+        report.budget.require()
+
+
+def test_a_smaller_k_costs_bytes_and_lowers_the_error(model, batches, tmp_path):
+    reports = []
+    for k in (6.0, 18.0):
+        quantization = QuantizationConfig(attention_k=k, mlp_k=k)
+        settings = ExportConfig(quantization=quantization, calibration_batches=3)
+        reports.append(export_model(model, batches, tmp_path / "a", tokenizer_sha256=TOKENIZER, settings=settings))
+    fine, coarse = reports
+    assert fine.bytes_by_role["mlp"] > coarse.bytes_by_role["mlp"]
+    assert fine.relative_error["mlp"] < coarse.relative_error["mlp"]
+
+
+def test_an_untrained_model_exports(batches, tmp_path):
+    """O and down are zero at the start: rows without spread, and sites that nothing reaches."""
+    model = small_gpt()
+    model.reset_parameters()
+    report = export_model(model, batches, tmp_path / "a", tokenizer_sha256=TOKENIZER, settings=ExportConfig())
+    state = read_artifact(tmp_path / "a").state_dict()
+    assert not state["down"].any() and not state["qo"][CONFIG.layers :].any()
+    assert report.relative_error["attention"] > 0
+
+
+def test_a_nan_weight_leaves_no_file(model, batches, tmp_path):
+    with torch.no_grad():
+        model.mlp_scale[0, 0] = float("nan")
+    settings = ExportConfig(quantization=QuantizationConfig(method="rtn"))
+    with pytest.raises(GolfError, match="^mlp_scale holds 1 NaN"):
+        export_model(model, batches, tmp_path / "a", tokenizer_sha256=TOKENIZER, settings=settings)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_reads_back_differently_is_an_error(model, tmp_path, monkeypatch):
+    def careless(path, state, **header):
+        state.vectors["mix"] = state.vectors["mix"] + 1
+        write_artifact(path, replace(state), **header)
+        state.vectors["mix"] = state.vectors["mix"] - 1.5
+
+    monkeypatch.setattr(export, "write_artifact", careless)
+    settings = ExportConfig(quantization=QuantizationConfig(method="rtn"))
+    with pytest.raises(GolfError, match="did not read back as it was written"):
+        export_model(model, [], tmp_path / "a", tokenizer_sha256=TOKENIZER, settings=settings)
+
+
+def test_a_bank_in_parts_equals_the_whole(model, batches):
+    hessians = collect_hessians(model, batches, count=3).hessians
+    stacked = torch.stack([hessians[f"up.{i}"] for i in range(4)])
+    settings = QuantizationConfig()
+    whole, _ = quantize_bank("up", model.up.detach(), stacked, settings)
+    parts = [quantize_bank("up", model.up.detach()[i : i + 2], stacked[i : i + 2], settings)[0] for i in (0, 2)]
+    assert torch.equal(whole.scale, torch.cat([part.scale for part in parts]))
+    assert (whole.codes == torch.cat([part.codes for part in parts])).float().mean() > 0.999
+
+
+@pytest.mark.parametrize("lost", ["mix", "lane_attn"])
+def test_an_artifact_without_a_parameter_is_refused(tmp_path, quantized, lost):
+    del quantized.vectors[lost]
+    write_artifact(tmp_path / "a", quantized, config=CONFIG, recurrent=False, tokenizer_sha256=TOKENIZER)
+    with pytest.raises(GolfError, match="do not fit its model"):
+        load_model(read_artifact(tmp_path / "a"))
+
+
+def test_loading_draws_nothing_from_the_generators(tmp_path, quantized):
+    write_artifact(tmp_path / "a", quantized, config=CONFIG, recurrent=False, tokenizer_sha256=TOKENIZER)
+    before = torch.get_rng_state()
+    load_model(read_artifact(tmp_path / "a"))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("values", [{"coder": "zip"}, {"calibration_batches": 0}])
+def test_refuses_settings_out_of_range(values):
+    with pytest.raises(GolfError, match=next(iter(values)) if "calibration_batches" in values else "Coder 'zip'"):
+        ExportConfig(**values)
+
+
+def test_two_ranks_export_one_artifact_from_the_batches_of_both(tmp_path: Path):
+    mp.spawn(spawned_rank, args=("export", str(tmp_path)), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert first == {"artifact_bytes": first["artifact_bytes"], "tokens": 4 * 57, "wrote": True}
+    assert second == first | {"wrote": False}
+    assert read_artifact(tmp_path / "artifact0.golf").file_bytes == first["artifact_bytes"]
+
+
+def test_an_error_on_rank_zero_reaches_every_rank(tmp_path: Path):
+    mp.spawn(spawned_rank, args=("fail", str(tmp_path)), nprocs=2)
+    errors = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    assert errors[0] == errors[1]
+    assert "mix are too large for fp16" in errors[0]
