@@ -1,0 +1,179 @@
+"""Shards on disk to packed batches on the device."""
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+from typing_extensions import override
+
+from golf_lightning.data.batch import PackedBatch
+from golf_lightning.data.byte_table import ByteTable
+from golf_lightning.data.manifest import Manifest
+from golf_lightning.data.packing import PackingConfig, ValidationBatches, training_batches
+from golf_lightning.data.shards import SPLITS, Split, Tokens, find_shards, map_shard
+from golf_lightning.data.stream import TokenStream
+from golf_lightning.data.tokenizer import Tokenizer
+from golf_lightning.errors import GolfError
+from golf_lightning.evaluation.documents import DocumentStream
+
+
+class GolfDataModule(pl.LightningDataModule):
+    """A folder made by ``python -m golf_lightning prepare``.
+
+    The position in the training stream is part of every checkpoint, so a resumed run continues with the next token.
+
+    Args:
+        folder: the data folder: shards, tokenizer and manifest.
+        train_tokens: tokens of one training micro-batch of one rank.
+        val_tokens: tokens of one validation batch of one rank; does not change any score.
+        max_seqlen: longest segment in tokens; linked to the model's.
+        max_segments: most segments in a batch; FlashAttention-4 needs a second kernel beyond 256.
+        shuffle_seed: seed of a permutation of the training shards in every epoch; null keeps their order.
+
+    Raises:
+        GolfError: the folder is not a complete dataset, or a batch shape is impossible.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        train_tokens: int = 98_304,
+        val_tokens: int = 98_304,
+        max_seqlen: int = 2048,
+        max_segments: int = 256,
+        shuffle_seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.folder = Path(folder)
+        self.train_packing = PackingConfig(tokens=train_tokens, max_seqlen=max_seqlen, max_segments=max_segments)
+        self.val_packing = dataclasses.replace(self.train_packing, tokens=val_tokens)
+        self.shuffle_seed = shuffle_seed
+        self.position = 0
+        self._ready: tuple[Manifest, Tokenizer, ByteTable] | None = None
+
+    @override
+    def setup(self, stage: str) -> None:
+        self.manifest.verify_files(self.folder, SPLITS if stage == "fit" else ["val"])
+
+    @property
+    def manifest(self) -> Manifest:
+        """What ``prepare`` wrote down about the folder."""
+        return self._load()[0]
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that made the shards."""
+        return self._load()[1]
+
+    @property
+    def byte_table(self) -> ByteTable:
+        """Bytes of each token."""
+        return self._load()[2]
+
+    def train_stream(self) -> TokenStream:
+        """The endless training stream."""
+        return TokenStream(self._map("train"), self.shuffle_seed)
+
+    def val_tokens(self) -> Tokens:
+        """The whole validation split, ``[N]`` uint16."""
+        return np.concatenate(self._map("val"))
+
+    def documents(self) -> DocumentStream:
+        """The validation documents in official order."""
+        return DocumentStream(self.val_tokens(), bos_id=self.tokenizer.bos_id)
+
+    @property
+    def val_targets(self) -> int:
+        """Targets of the whole validation split."""
+        return self.manifest.splits["val"].tokens - 1
+
+    def calibration_batches(self, count: int, *, rank: int = 0, world_size: int = 1) -> Iterator[PackedBatch]:
+        """The first ``count`` packed batches of the training stream, dealt to the ranks in turn."""
+        batches = training_batches(self.train_stream(), self.train_packing, bos_id=self.tokenizer.bos_id)
+        for index, batch in zip(range(count), batches, strict=False):
+            if index % world_size == rank:
+                yield batch
+
+    @override
+    def train_dataloader(self) -> Iterable[PackedBatch]:
+        rank, world_size = self._ranks()
+        return _Pinned(
+            training_batches(
+                self.train_stream(),
+                self.train_packing,
+                bos_id=self.tokenizer.bos_id,
+                position=self.position,
+                rank=rank,
+                world_size=world_size,
+            )
+        )
+
+    @override
+    def val_dataloader(self) -> ValidationBatches:
+        rank, world_size = self._ranks()
+        bos_id = self.tokenizer.bos_id
+        return ValidationBatches(self.val_tokens(), self.val_packing, bos_id=bos_id, rank=rank, world_size=world_size)
+
+    @override
+    def test_dataloader(self) -> DataLoader[DocumentStream]:
+        """One item: the stream of all documents. Test-time training decides itself how many run at once."""
+        return DataLoader([self.documents()], batch_size=None)  # type: ignore[arg-type]
+
+    @override
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        return batch.to(device, non_blocking=device.type == "cuda") if isinstance(batch, PackedBatch) else batch
+
+    @override
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        # The loader is asked for batches ahead of their use; only what training has taken counts as seen.
+        if self.trainer is not None and self.trainer.training:
+            self.position = batch.next_position
+        return batch
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"position": self.position, "data": self.manifest.fingerprint()}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if state_dict["data"] != self.manifest.fingerprint():
+            raise GolfError(
+                f"The checkpoint was trained on other data than {self.folder} holds; "
+                "give --data.folder the folder of that run."
+            )
+        self.position = state_dict["position"]
+
+    def _ranks(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+
+    def _map(self, split: Split) -> list[Tokens]:
+        shards = [map_shard(path) for path in find_shards(self.folder, split)]
+        if int(shards[0][0]) != self.tokenizer.bos_id:
+            raise GolfError(
+                f"The first {split} shard in {self.folder} does not start with the BOS token {self.tokenizer.bos_id}; "
+                "run `python -m golf_lightning prepare check` on the folder."
+            )
+        return shards
+
+    def _load(self) -> tuple[Manifest, Tokenizer, ByteTable]:
+        if self._ready is None:
+            manifest = Manifest.load(self.folder)
+            tokenizer = Tokenizer(self.folder / manifest.tokenizer)
+            self._ready = manifest, tokenizer, ByteTable.from_tokenizer(tokenizer)
+        return self._ready
+
+
+class _Pinned:
+    """Batches in pinned memory where there is a GPU, so that the copy to it does not wait for the host."""
+
+    def __init__(self, batches: Iterator[PackedBatch]) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[PackedBatch]:
+        pin = torch.cuda.is_available()
+        return (batch.pin_memory() if pin else batch for batch in self.batches)
