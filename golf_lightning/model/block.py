@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
+from golf_lightning.kernels.backend import KernelBackend
 from golf_lightning.kernels.mlp import mlp
 from golf_lightning.model.injection import LayerAdapters, Recorder, add
 from golf_lightning.model.rotary import rotate
 
-# T tokens, D width, H query heads, G key/value heads, K head dimension, R rotated half
+# T tokens, D width, H query heads, G key/value heads, C = G K, K head dimension, R rotated half
 
 NORM_EPS = 1.1920928955078125e-07
 """Float32's epsilon, in every dtype: 1e-5 would shrink the first hidden state by 15%."""
@@ -23,12 +24,14 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
-    """One physical layer's row of every bank and its vectors, in the compute dtype."""
+    """One physical layer's row of every bank and its vectors, in the compute dtype.
+
+    ``qkv`` holds the rows of Q, then K, then V. The rows of ``o`` and ``down`` are already multiplied by the layer's
+    ``attn_scale`` and ``mlp_scale``: the gradient of a scale then costs a sum over a matrix instead of over all tokens.
+    """
 
     index: int
-    q: Tensor
-    k: Tensor
-    v: Tensor
+    qkv: Tensor
     o: Tensor
     up: Tensor
     down: Tensor
@@ -49,6 +52,7 @@ class Pass:
     head_dim: int
     xsa: bool
     recorder: Recorder | None
+    kernels: KernelBackend
 
 
 def rms_norm(x: Tensor) -> Tensor:
@@ -67,10 +71,13 @@ def attention_branch(u_TD: Tensor, layer: LayerWeights, run: Pass, adapters: Lay
     n_TD = rms_norm(u_TD) * (layer.index + 1) ** -0.5
     if run.recorder is not None:
         run.recorder(f"qkv.{layer.index}", n_TD)
+    width = n_TD.shape[-1]
+    kv_width = (layer.qkv.shape[0] - width) // 2
+    q_TD, k_TC, v_TC = F.linear(n_TD, layer.qkv).split([width, kv_width, kv_width], dim=-1)
     heads = (-1, run.head_dim)
-    q_THK = add(F.linear(n_TD, layer.q), adapters.q, n_TD).unflatten(-1, heads)
-    k_TGK = add(F.linear(n_TD, layer.k), adapters.k, n_TD).unflatten(-1, heads)
-    v_TGK = add(F.linear(n_TD, layer.v), adapters.v, n_TD).unflatten(-1, heads)
+    q_THK = add(q_TD, adapters.q, n_TD).unflatten(-1, heads)
+    k_TGK = add(k_TC, adapters.k, n_TD).unflatten(-1, heads)
+    v_TGK = add(v_TC, adapters.v, n_TD).unflatten(-1, heads)
     q_THK = rotate(rms_norm(q_THK), run.cos_TR, run.sin_TR) * layer.q_gain[:, None]
     k_TGK = rotate(rms_norm(k_TGK), run.cos_TR, run.sin_TR)
     y_THK = run.attend(q_THK, k_TGK, v_TGK)
@@ -79,7 +86,8 @@ def attention_branch(u_TD: Tensor, layer: LayerWeights, run: Pass, adapters: Lay
     y_TD = y_THK.flatten(-2)
     if run.recorder is not None:
         run.recorder(f"o.{layer.index}", y_TD)
-    return layer.attn_scale * add(F.linear(y_TD, layer.o), adapters.attn, n_TD)
+    out_TD = F.linear(y_TD, layer.o)
+    return out_TD if adapters.attn is None else out_TD + layer.attn_scale * adapters.attn(n_TD)
 
 
 def exclude_self(y_THK: Tensor, v_TGK: Tensor) -> Tensor:
@@ -101,8 +109,8 @@ def mlp_branch(x_TD: Tensor, layer: LayerWeights, run: Pass, adapters: LayerAdap
         def observe(hidden: Tensor) -> None:
             recorder(f"down.{layer.index}", hidden)
 
-    out_TD = mlp(n_TD, layer.up, layer.down, observe=observe)
-    return layer.mlp_scale * add(out_TD, adapters.mlp, n_TD)
+    out_TD = mlp(n_TD, layer.up, layer.down, observe=observe, backend=run.kernels)
+    return out_TD if adapters.mlp is None else out_TD + layer.mlp_scale * adapters.mlp(n_TD)
 
 
 def serial_block(x_TD: Tensor, layer: LayerWeights, run: Pass, adapters: LayerAdapters) -> Tensor:

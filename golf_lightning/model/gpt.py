@@ -5,7 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from golf_lightning.kernels.attention import AttentionBackend, choose_backend, varlen_attention
-from golf_lightning.kernels.cross_entropy import softcap_logits, softcapped_nll
+from golf_lightning.kernels.backend import KernelBackend, choose_kernels
+from golf_lightning.kernels.cross_entropy import head_nll, softcap_logits, softcapped_nll
 from golf_lightning.model.block import LaneWeights, LayerWeights, Pass, parallel_block, rms_norm, serial_block
 from golf_lightning.model.config import GPTConfig
 from golf_lightning.model.injection import NO_ADAPTERS, Adapters, Recorder
@@ -26,6 +27,7 @@ class GPT(nn.Module):
         config: shape and constants.
         compute_dtype: dtype of activations and of weights at use.
         attention: backend of the attention facade; resolved when the first batch arrives.
+        kernels: backend of the MLP and loss facades, likewise.
 
     Attributes:
         recurrent: whether the looped layers run ``config.loop_passes`` times.
@@ -34,12 +36,18 @@ class GPT(nn.Module):
     rotary: Tensor
 
     def __init__(
-        self, config: GPTConfig, *, compute_dtype: torch.dtype = torch.float32, attention: AttentionBackend = "auto"
+        self,
+        config: GPTConfig,
+        *,
+        compute_dtype: torch.dtype = torch.float32,
+        attention: AttentionBackend = "auto",
+        kernels: KernelBackend = "auto",
     ) -> None:
         super().__init__()
         self.config = config
         self.compute_dtype = compute_dtype
         self.attention: AttentionBackend = attention
+        self.kernels: KernelBackend = kernels
         self.recurrent = False
         layers, width = config.layers, config.width
         self.embedding = nn.Parameter(torch.empty(config.vocab_size, width))
@@ -120,12 +128,15 @@ class GPT(nn.Module):
 
     def head(self, n_TD: Tensor, *, adapters: Adapters | None = None) -> Tensor:
         """Raw logits ``[T, V]`` in the compute dtype, before the softcap."""
-        z_TV = F.linear(n_TD, self.embedding.to(self.compute_dtype))
+        z_TV = F.linear(n_TD, self._cast(self.embedding))
         return z_TV if adapters is None else z_TV + adapters.head(n_TD)
 
     def nll(self, n_TD: Tensor, targets: Tensor, *, adapters: Adapters | None = None) -> Tensor:
         """Negative log-likelihood ``[T]`` in nats of targets for final hidden states; any subset of rows will do."""
-        return softcapped_nll(self.head(n_TD, adapters=adapters), targets, self.config.softcap)
+        backend, softcap = self._kernels_on(n_TD), self.config.softcap
+        if adapters is None:
+            return head_nll(n_TD, self._cast(self.embedding), targets, softcap, backend=backend)
+        return softcapped_nll(self.head(n_TD, adapters=adapters), targets, softcap, backend=backend)
 
     def logits(
         self, tokens: Tensor, cu_seqlens: Tensor, *, adapters: Adapters | None = None, recorder: Recorder | None = None
@@ -144,7 +155,8 @@ class GPT(nn.Module):
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return varlen_attention(q, k, v, cu_seqlens, max_seqlen=max_seqlen, backend=backend)
 
-        return Pass(x0_TD, cos_TR, sin_TR, attend, self.config.head_dim, self.config.xsa, recorder)
+        kernels = self._kernels_on(x0_TD)
+        return Pass(x0_TD, cos_TR, sin_TR, attend, self.config.head_dim, self.config.xsa, recorder, kernels)
 
     def _run_layers(self, x_TD: Tensor, run: Pass, adapters: Adapters | None) -> Tensor:
         plan, layers = self.plan, self._layers()
@@ -178,26 +190,17 @@ class GPT(nn.Module):
 
     def _layers(self) -> list[LayerWeights]:
         """Every bank cast and taken apart once: indexing a bank layer by layer costs four times as much backward."""
-        qo, kv, up, down = (self._cast(bank).unbind(0) for bank in (self.qo, self.kv, self.up, self.down))
-        vectors = (self.mix, self.attn_scale, self.mlp_scale, self.q_gain)
-        mix, attn_scale, mlp_scale, q_gain = (self._cast(vector).unbind(0) for vector in vectors)
-        count = self.config.layers
-        return [
-            LayerWeights(
-                index=i,
-                q=qo[i],
-                k=kv[i],
-                v=kv[count + i],
-                o=qo[count + i],
-                up=up[i],
-                down=down[i],
-                mix=mix[i],
-                attn_scale=attn_scale[i],
-                mlp_scale=mlp_scale[i],
-                q_gain=q_gain[i],
-            )
-            for i in range(count)
-        ]
+        q, o = self.qo.unflatten(0, (2, -1)).unbind(0)
+        k, v = self.kv.unflatten(0, (2, -1)).unbind(0)
+        banks = (
+            torch.cat([self._cast(x) for x in (q, k, v)], dim=1),
+            self._cast(o * self.attn_scale[:, :, None]),
+            self._cast(self.up),
+            self._cast(self.down * self.mlp_scale[:, :, None]),
+        )
+        vectors = (self._cast(x) for x in (self.mix, self.attn_scale, self.mlp_scale, self.q_gain))
+        rows = zip(*(x.unbind(0) for x in (*banks, *vectors)), strict=True)
+        return [LayerWeights(i, *row) for i, row in enumerate(rows)]
 
     def _lane_weights(self) -> dict[int, LaneWeights | None]:
         start, stop = self.config.lanes_start, self.config.layers
@@ -206,6 +209,9 @@ class GPT(nn.Module):
         scalars = (self.lane_residual, self.lane_attn, self.lane_mlp)
         parts = zip(*(self._cast(scalar).unbind(0) for scalar in scalars), strict=True)
         return {i: LaneWeights(*part) for i, part in zip(range(start, stop), parts, strict=True)}
+
+    def _kernels_on(self, x: Tensor) -> KernelBackend:
+        return choose_kernels(self.kernels, x.device, x.dtype)
 
     def _cast(self, x: Tensor) -> Tensor:
         return x.to(self.compute_dtype)

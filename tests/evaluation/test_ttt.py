@@ -1,0 +1,147 @@
+"""The numbers: against test-time training written out for one document at a time."""
+
+import dataclasses
+import random
+
+import numpy as np
+import pytest
+import torch
+from ttt_cases import CHUNK, LENGTHS, reference, score, small_config, small_gpt, small_split
+
+from golf_lightning.evaluation.slot_state import SlotState
+from golf_lightning.model.adapters import AdapterConfig
+
+
+def worst(first, second):
+    return (first - second).abs().max().item()
+
+
+@pytest.mark.parametrize("recurrent", [True, False])
+def test_scores_equal_one_document_at_a_time(recurrent):
+    model, tokens, config = small_gpt(recurrent=recurrent), small_split(), small_config()
+    assert worst(score(model, tokens, config).target_nats, reference(model, tokens, config)) < 1e-9
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"beta1": 0.9},
+        # After one token alone the gradients of Q and K are rounding noise, which a small epsilon would blow up.
+        {"chunk": 1, "eps": 1e-3},
+        {"chunk": 2},
+        {"chunk": 10},
+        {"chunk": 3, "window": 7},
+        {"window": 40},
+        {"weight_decay": 5.0, "beta2": 0.9},
+        {"adapters": AdapterConfig(rank=2, alpha=8.0)},
+        {"adapters": AdapterConfig(rank=2, q=False, v=False)},
+        {"adapters": AdapterConfig(rank=2, head=False)},
+        {"adapters": AdapterConfig(rank=2, q=False, k=False, v=False, attn=False, mlp=False)},
+    ],
+    ids=str,
+)
+def test_every_option_follows_the_reference(fields):
+    model, tokens, config = small_gpt(), small_split(), small_config(**fields)
+    assert worst(score(model, tokens, config).target_nats, reference(model, tokens, config)) < 1e-9
+
+
+@pytest.mark.parametrize("lanes", ["isolated", "none"])
+def test_other_lanes_follow_the_reference(lanes):
+    model, tokens, config = small_gpt(lanes=lanes), small_split(), small_config()
+    assert worst(score(model, tokens, config).target_nats, reference(model, tokens, config)) < 1e-9
+
+
+def test_scoring_after_the_update_would_give_other_numbers():
+    model, tokens, config = small_gpt(), small_split(), small_config()
+    honest, cheated = (reference(model, tokens, config, learn_first=cheat) for cheat in (False, True))
+    assert cheated.mean() < honest.mean() - 1e-3
+    assert worst(score(model, tokens, config).target_nats, cheated) > 1e-2
+
+
+@pytest.mark.parametrize("targets", [1, CHUNK, CHUNK + 1])
+def test_a_document_alone_in_the_split_is_scored(targets):
+    model, tokens, config = small_gpt(), small_split([targets]), small_config()
+    assert worst(score(model, tokens, config).target_nats, reference(model, tokens, config)) < 1e-9
+
+
+def test_without_a_learning_rate_it_is_a_sliding_window():
+    model, tokens, config = small_gpt(), small_split(), small_config(lr=0.0)
+    assert worst(score(model, tokens, config).target_nats, reference(model, tokens, config)) < 1e-12
+
+
+def test_untrained_adapters_leave_a_documents_first_chunk_as_it_is():
+    model, tokens = small_gpt(), small_split()
+    learned, plain = (score(model, tokens, small_config(lr=lr)).target_nats for lr in (0.02, 0.0))
+    starts = np.cumsum([0, *LENGTHS[:-1]])
+    first = np.concatenate([start + np.arange(min(CHUNK, n)) for start, n in zip(starts, LENGTHS, strict=True)])
+    assert torch.equal(learned[first], plain[first])
+    assert not torch.equal(learned, plain)
+
+
+def test_learning_helps_on_a_document_that_repeats_itself():
+    model, tokens = small_gpt(), np.array([1, *[7, 3, 12, 5] * 10], dtype=np.uint16)
+    learned, plain = (score(model, tokens, small_config(lr=lr)) for lr in (0.02, 0.0))
+    assert learned.mean_nats < plain.mean_nats - 0.1
+
+
+@pytest.mark.parametrize("fields", [{"slots": 1}, {"slots": 9}, {"rows": 10}, {"widths": 1}, {"widths": 10}], ids=str)
+def test_scores_do_not_depend_on_the_batch(fields):
+    model, tokens = small_gpt(), small_split()
+    expected = score(model, tokens, small_config())
+    assert worst(score(model, tokens, small_config(**fields)).target_nats, expected.target_nats) < 1e-9
+
+
+def test_scores_do_not_depend_on_the_order_of_documents():
+    model, tokens, config = small_gpt(), small_split(), small_config()
+    order = random.Random(0).sample(range(len(LENGTHS)), len(LENGTHS))
+    mixed, expected = score(model, tokens, config, documents=order), score(model, tokens, config)
+    assert worst(mixed.target_nats, expected.target_nats) < 1e-9
+    assert worst(mixed.nats, expected.nats) < 1e-9
+
+
+def test_in_float32_the_batch_moves_scores_by_rounding_only():
+    model, tokens = small_gpt(torch.float32), small_split()
+    alone, together = (score(model, tokens, small_config(slots=slots, lr=1e-3)) for slots in (1, 9))
+    assert worst(alone.target_nats, together.target_nats) < 1e-4
+    assert abs(alone.mean_nats - together.mean_nats) < 1e-6
+
+
+def test_float32_follows_float64():
+    model, tokens, config = small_gpt(), small_split(), small_config(lr=1e-3)
+    expected = score(model, tokens, config).target_nats
+    single = small_gpt(torch.float32)
+    single.load_state_dict(model.state_dict())
+    assert worst(score(single, tokens, config).target_nats, expected) < 1e-4
+
+
+def test_all_slots_of_a_long_split_are_used_again():
+    lengths = random.Random(1).choices(range(1, 30), k=25)
+    model, tokens, config = small_gpt(), small_split(lengths), small_config(slots=4)
+    assert worst(score(model, tokens, config).target_nats, reference(model, tokens, config)) < 1e-9
+
+
+@pytest.mark.parametrize("slots", [1, 4])
+def test_a_document_learns_once_a_chunk_and_never_from_its_last(slots, monkeypatch):
+    updates = []
+    update = SlotState.update
+
+    def counted(self, slots, rows, grads):
+        updates.extend(slots)
+        update(self, slots, rows, grads)
+
+    monkeypatch.setattr(SlotState, "update", counted)
+    score(small_gpt(), small_split(), small_config(slots=slots))
+    assert len(updates) == sum(-(-n // CHUNK) - 1 for n in LENGTHS)
+
+
+def test_another_seed_gives_other_scores():
+    model, tokens, config = small_gpt(), small_split(), small_config()
+    other = score(model, tokens, dataclasses.replace(config, seed=6))
+    assert worst(other.target_nats, score(model, tokens, config).target_nats) > 1e-6
+
+
+def test_bfloat16_scores_stay_close():
+    model, tokens, config = small_gpt(torch.float32), small_split(), small_config(lr=1e-3)
+    expected = score(model, tokens, config)
+    model.compute_dtype = torch.bfloat16
+    assert abs(score(model, tokens, config).mean_nats - expected.mean_nats) < 0.05
