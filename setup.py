@@ -22,7 +22,7 @@ TEST = ["hypothesis", "mypy", "pytest", "pytest-timeout", "pytest-xdist", "ruff"
 setup(
     name="golf_lightning",
     version="0.1.0",
-    description="Train, compress and score the best language model that fits in 16,000,000 bytes, on PyTorch Lightning.",
+    description="Train, compress and score the best language model in 16,000,000 bytes, on PyTorch Lightning.",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",

@@ -1,0 +1,49 @@
+"""Writes the artifact when training is over."""
+
+import lightning.pytorch as pl
+from typing_extensions import override
+
+from golf_lightning.cli import GolfTrainer
+from golf_lightning.compression.budget import ByteBudget
+from golf_lightning.module import GolfModule
+from golf_lightning.reporting.console import say
+from golf_lightning.reporting.run_folder import artifact_path
+from golf_lightning.stages import export_and_score
+
+
+class GPTQExport(pl.Callback):
+    """Quantizes the averaged weights with GPTQ, writes ``artifact.golf`` and scores what was read back from it.
+
+    Settings are the module's ``export``. Being over budget ends the run with an error, after everything is written and
+    scored.
+
+    Args:
+        at_train_end: whether ``fit`` exports when training ends; the subcommand ``export`` does in any case.
+    """
+
+    def __init__(self, at_train_end: bool = True) -> None:
+        self.at_train_end = at_train_end
+        self._budget: ByteBudget | None = None
+
+    @override
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.at_train_end:
+            self._export(trainer, pl_module)
+
+    @override
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if isinstance(trainer, GolfTrainer) and trainer.exporting:
+            self._export(trainer, pl_module)
+
+    @override
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if self._budget is not None:
+            self._budget.require()
+
+    def _export(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, GolfModule)
+        self._budget = export_and_score(pl_module, artifact_path(trainer))
+        over = -self._budget.headroom_bytes
+        say(f"wrote {artifact_path(trainer)}: {self._budget.artifact_bytes:,} bytes")
+        if over > 0:
+            say(f"warning: {over:,} bytes over the limit; scoring goes on, then the run ends with an error")

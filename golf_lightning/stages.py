@@ -1,0 +1,108 @@
+"""What follows training, as functions of a module: export, and scoring with test-time training."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+
+from golf_lightning.compression.artifact import read_artifact
+from golf_lightning.compression.budget import ByteBudget
+from golf_lightning.compression.export import export_model
+from golf_lightning.evaluation.bpb import Score
+from golf_lightning.evaluation.config import TTTConfig
+from golf_lightning.evaluation.documents import DocumentStream
+from golf_lightning.evaluation.packed import score_packed
+from golf_lightning.evaluation.scores import DocumentScores, ScoreProgress
+from golf_lightning.evaluation.ttt import score_documents
+from golf_lightning.reporting.console import say
+
+if TYPE_CHECKING:
+    from golf_lightning.module import GolfModule
+
+
+def export_and_score(module: GolfModule, path: Path) -> ByteBudget:
+    """Write the artifact of the module's present weights, read it back, and score what was read, without adaptation.
+
+    Afterwards the module holds the artifact's weights. The figures are in ``module.result``.
+
+    Args:
+        module: attached to a trainer, on its device, with the weights to export.
+        path: the artifact to write.
+
+    Returns:
+        The measured bytes; being over budget is left to the caller.
+    """
+    data, model, settings = module.datamodule, module.model, module.export_config
+    rank, world_size = module.trainer.global_rank, module.trainer.world_size
+    batches = data.calibration_batches(settings.calibration_batches, rank=rank, world_size=world_size)
+    report = export_model(model, batches, path, tokenizer_sha256=data.tokenizer.sha256, settings=settings, progress=say)
+    for stage, seconds in report.seconds.items():
+        module.ledger.add(stage, seconds)
+    module.result.record("artifact", **report.to_dict()["budget"], path=path.name)
+    module.result.record("export", **{k: v for k, v in report.to_dict().items() if k not in ("artifact", "budget")})
+    with module.ledger.stage("load"):
+        load_artifact(module, path)
+    with module.ledger.stage("score packed"):
+        assert module.metric is not None
+        score = score_packed(model, data.val_dataloader(), module.metric)
+    module.record_score("quantized", score)
+    return report.budget
+
+
+def load_artifact(module: GolfModule, path: Path) -> None:
+    """Put the weights of an artifact into the module, as they are on disk."""
+    artifact = read_artifact(path)
+    artifact.require_tokenizer(module.datamodule.tokenizer.sha256)
+    module.model.load_state_dict(artifact.state_dict())
+    module.model.recurrent = artifact.recurrent
+    module.is_artifact = True
+
+
+def score_with_ttt(module: GolfModule, stream: DocumentStream) -> None:
+    """Score documents with test-time training and, if the module asks for it, the same path with learning rate 0.
+
+    With several ranks, documents are dealt in turn and sums are added up. The figures are in ``module.result``.
+    """
+    config = module.ttt_config
+    if module.ttt_baseline:
+        with module.ledger.stage("score with lr 0"):
+            _score(module, stream, "ttt_lr0", dataclasses.replace(config, lr=0.0))
+    with module.ledger.stage("score"):
+        _score(module, stream, "ttt", config)
+
+
+def _score(module: GolfModule, stream: DocumentStream, name: str, config: TTTConfig) -> None:
+    rank, world_size = module.trainer.global_rank, module.trainer.world_size
+    documents = len(stream.part(max_documents=config.max_documents, fraction=config.fraction))
+    scores = score_documents(
+        module.model,
+        stream,
+        config,
+        token_bytes=module.datamodule.byte_table.count,
+        documents=range(rank, documents, world_size),
+        progress=_say_progress,
+        interval_seconds=15.0,
+    )
+    score = _reduce(scores, module.device, world_size)
+    module.record_score(name, score, seconds=scores.seconds, targets_per_second=score.targets / scores.seconds)
+
+
+def _reduce(scores: DocumentScores, device: torch.device, world_size: int) -> Score:
+    nats = torch.tensor(scores.total_nats, dtype=torch.float64, device=device)
+    counts = torch.tensor([scores.total_targets, scores.total_bytes], dtype=torch.int64, device=device)
+    if world_size > 1:
+        dist.all_reduce(nats)
+        dist.all_reduce(counts)
+    targets, table_bytes = counts.tolist()
+    return Score(nats.item(), targets, table_bytes)
+
+
+def _say_progress(progress: ScoreProgress) -> None:
+    say(
+        f"scored {progress.targets:,} of {progress.targets_total:,} targets, {progress.bpb:.4f} bits per byte, "
+        f"{progress.seconds:.0f} of about {progress.projected_seconds:.0f} s"
+    )
