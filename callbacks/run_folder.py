@@ -24,6 +24,7 @@ class RunFolder(pl.Callback):
 
     Attributes:
         config: the resolved configuration as YAML text; the command line fills it in.
+        continues: whether the run goes on from a checkpoint; the command line says so.
     """
 
     def __init__(self, name: str = "run", root: str = "runs", overwrite: bool = False) -> None:
@@ -32,12 +33,12 @@ class RunFolder(pl.Callback):
         self.folder = Path(root) / name
         self.overwrite = overwrite
         self.config = ""
+        self.continues = False
         self._stage = ""
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        continues = trainer.ckpt_path is not None
-        if stage == "fit" and not continues and not self.overwrite and last_checkpoint(trainer).exists():
+        if stage == "fit" and not self.continues and not self.overwrite and last_checkpoint(trainer).exists():
             raise GolfError(
                 f"{self.folder} already holds a run; choose another --run.name, continue it with "
                 f"--ckpt_path {last_checkpoint(trainer)}, or train it again with --run.overwrite true."

@@ -128,7 +128,8 @@ class GolfCLI(LightningCLI):
     @override
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         run = self._get(self.config_init, "run")
-        run.config = self.parser_of_subcommand().dump(self.config[str(self.subcommand)])
+        run.config = self.parser_of_subcommand().dump(self.config[str(self.subcommand)], skip_none=False)
+        run.continues = self._get(self.config_init, "ckpt_path") is not None
         given = self._get(self.config_init, "trainer")
         if given.get("logger") in (None, True):
             kwargs["logger"] = _loggers(run.folder, str(self.subcommand))

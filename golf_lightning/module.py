@@ -15,7 +15,7 @@ from golf_lightning.errors import GolfError
 from golf_lightning.evaluation.bpb import BitsPerByte, Score
 from golf_lightning.evaluation.config import TTTConfig
 from golf_lightning.evaluation.documents import DocumentStream
-from golf_lightning.kernels.attention import AttentionBackend
+from golf_lightning.kernels.attention import AttentionBackend, choose_backend
 from golf_lightning.model.config import GPTConfig
 from golf_lightning.model.gpt import GPT
 from golf_lightning.optim.clock import TrainingClock
@@ -89,7 +89,9 @@ class GolfModule(pl.LightningModule):
                 f"{self.model.config.vocab_size}; set --model.gpt.vocab_size {data.tokenizer.vocab_size}."
             )
         self.metric = BitsPerByte(data.byte_table)
-        on_gpu = self.trainer.strategy.root_device.type == "cuda"
+        device = self.trainer.strategy.root_device
+        choose_backend(self.model.attention, device)  # a backend that cannot work is refused before anything starts
+        on_gpu = device.type == "cuda"
         dtype = ("bfloat16" if on_gpu else "float32") if self.compute_dtype == "auto" else self.compute_dtype
         self.model.compute_dtype = getattr(torch, dtype)
         if self.compile_mode is True or (self.compile_mode == "auto" and on_gpu):

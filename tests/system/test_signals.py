@@ -1,0 +1,53 @@
+"""Ctrl-C and SIGTERM: saved, resumable, and the exit status that a shell expects."""
+
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_run import golf, start_golf, write_recipe
+
+ENDLESS = {"trainer": {"max_steps": -1}, "clock": {"budget_s": 600.0, "reserve_s": 10.0}}
+
+
+def wait_for_line(process: Any, beginning: str) -> None:
+    for line in process.stdout:
+        if line.startswith(beginning):
+            return
+    pytest.fail(f"ended without a line {beginning!r}: {process.stderr.read()}")
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_during_training_saves_and_stops(
+    data: Path, tmp_path: Path, number: signal.Signals, status: int
+) -> None:
+    recipe = write_recipe(tmp_path, data, **ENDLESS)
+    process = start_golf("fit", "--config", recipe)
+    wait_for_line(process, "step")
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == status, errors
+    assert "Traceback" not in errors
+    run = tmp_path / "runs" / "small"
+    checkpoint = run / "checkpoints" / "last.ckpt"
+    assert f"continue with --ckpt_path {checkpoint}" in output
+    assert (run / "result.json").is_file()
+    assert not (run / "artifact.golf").exists()
+    assert golf("fit", "--config", recipe, "--ckpt_path", checkpoint, "--clock.budget_s", 12) == 0
+    assert (run / "artifact.golf").is_file()
+
+
+def test_ctrl_c_during_scoring_keeps_checkpoint_and_artifact(data: Path, tmp_path: Path) -> None:
+    slow = {"ttt": {"chunk": 2, "slots": 1, "adapters": {"rank": 64}}, "ttt_baseline": False}
+    recipe = write_recipe(tmp_path, data, model=slow)
+    process = start_golf("fit", "--config", recipe)
+    wait_for_line(process, "wrote")
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    run = tmp_path / "runs" / "small"
+    assert (run / "checkpoints" / "last.ckpt").is_file()
+    quick = write_recipe(tmp_path, data)
+    assert golf("test", "--config", quick, "--ckpt_path", run / "artifact.golf") == 0
