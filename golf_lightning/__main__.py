@@ -3,8 +3,12 @@
 import logging
 import sys
 import warnings
+from typing import TYPE_CHECKING
 
 from golf_lightning.errors import GolfError, Interrupted
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -25,8 +29,8 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
-def train(argv: list[str]) -> int:
-    """Run a Lightning subcommand. The callbacks get their short names here, in the order in which they run."""
+def named_callbacks() -> "dict[str, type[Callback]]":
+    """The callbacks by their short names on the command line, in the order in which they run."""
     from callbacks.checkpoints import Checkpoints
     from callbacks.compile_warmup import CompileWarmup
     from callbacks.console import Console
@@ -37,24 +41,27 @@ def train(argv: list[str]) -> int:
     from callbacks.recurrence import RecurrenceSwitch
     from callbacks.run_folder import RunFolder
     from callbacks.wall_clock import WallClock
+
+    return {
+        "run": RunFolder,
+        "warmup": CompileWarmup,
+        "clock": WallClock,
+        "recurrence": RecurrenceSwitch,
+        "ema": EMA,
+        "console": Console,
+        "checkpoints": Checkpoints,
+        "interrupts": Interrupts,
+        "gptq": GPTQExport,
+        "ttt": DocumentTTT,
+    }
+
+
+def train(argv: list[str]) -> int:
+    """Run one of Lightning's subcommands."""
     from golf_lightning.cli import GolfCLI
 
     quiet()
-    GolfCLI(
-        {
-            "run": RunFolder,
-            "warmup": CompileWarmup,
-            "clock": WallClock,
-            "recurrence": RecurrenceSwitch,
-            "ema": EMA,
-            "console": Console,
-            "checkpoints": Checkpoints,
-            "interrupts": Interrupts,
-            "gptq": GPTQExport,
-            "ttt": DocumentTTT,
-        },
-        argv,
-    )
+    GolfCLI(named_callbacks(), argv)
     return 0
 
 

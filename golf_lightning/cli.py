@@ -31,6 +31,10 @@ TRAINER_DEFAULTS: dict[str, Any] = {
 }
 
 
+DESCRIPTION = """Train, compress and score tiny language models. Data folders are made and checked by
+`python -m golf_lightning prepare`, which has a help of its own."""
+
+
 class GolfParser(LightningArgumentParser):
     """A parser that answers a mistake with one sentence instead of a page of options."""
 
@@ -55,16 +59,54 @@ class GolfTrainer(pl.Trainer):
 
     exporting = False
 
-    def export(self, model: GolfModule, datamodule: GolfDataModule, ckpt_path: str) -> None:
+    # The command line shows these signatures; Lightning's have arguments that mean nothing here.
+
+    def fit(  # type: ignore[override]
+        self, model: GolfModule, datamodule: GolfDataModule, ckpt_path: str | None = None
+    ) -> None:
+        """Train until the clock stops, then average, export and score.
+
+        Args:
+            model: the module.
+            datamodule: the data.
+            ckpt_path: checkpoint of an interrupted run to continue.
+        """
+        super().fit(model, datamodule=datamodule, ckpt_path=ckpt_path)
+
+    def validate(  # type: ignore[override]
+        self, model: GolfModule, datamodule: GolfDataModule, ckpt_path: str | None = None
+    ) -> None:
+        """Score a checkpoint or an artifact on the validation split, without adaptation.
+
+        Args:
+            model: the module.
+            datamodule: the data.
+            ckpt_path: runs/NAME/artifact.golf, or runs/NAME/checkpoints/last.ckpt.
+        """
+        super().validate(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False)
+
+    def export(self, model: GolfModule, datamodule: GolfDataModule, ckpt_path: str | None = None) -> None:
         """Score a checkpoint's averaged weights, then quantize them and write the artifact.
 
         Args:
             model: the module.
             datamodule: the data; calibration reads its training split.
-            ckpt_path: path of the checkpoint, runs/NAME/checkpoints/last.ckpt.
+            ckpt_path: runs/NAME/checkpoints/last.ckpt.
         """
         self.exporting = True
-        self.validate(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False)
+        self.validate(model, datamodule=datamodule, ckpt_path=ckpt_path)
+
+    def test(  # type: ignore[override]
+        self, model: GolfModule, datamodule: GolfDataModule, ckpt_path: str | None = None
+    ) -> None:
+        """Score an artifact with document test-time training.
+
+        Args:
+            model: the module.
+            datamodule: the data; only its validation split is read.
+            ckpt_path: runs/NAME/artifact.golf.
+        """
+        super().test(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False)
 
 
 class GolfCLI(LightningCLI):
@@ -87,20 +129,14 @@ class GolfCLI(LightningCLI):
             save_config_callback=None,
             auto_configure_optimizers=False,
             seed_everything_default=42,
-            parser_kwargs={"prog": "python -m golf_lightning", "description": "Train, compress and score tiny LMs."},
+            parser_kwargs={"prog": "python -m golf_lightning", "description": DESCRIPTION},
             args=args,
         )
 
     @staticmethod
     @override
     def subcommands() -> dict[str, set[str]]:
-        hidden = {"model", "dataloaders", "datamodule"}
-        return {
-            "fit": hidden | {"train_dataloaders", "val_dataloaders", "weights_only"},
-            "validate": hidden | {"weights_only"},
-            "export": hidden,
-            "test": hidden | {"weights_only"},
-        }
+        return dict.fromkeys(("fit", "validate", "export", "test"), {"model", "datamodule"})
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
