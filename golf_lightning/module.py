@@ -16,6 +16,7 @@ from golf_lightning.evaluation.bpb import BitsPerByte, Score
 from golf_lightning.evaluation.config import TTTConfig
 from golf_lightning.evaluation.documents import DocumentStream
 from golf_lightning.kernels.attention import AttentionBackend, choose_backend
+from golf_lightning.kernels.backend import KernelBackend, choose_kernels
 from golf_lightning.model.config import GPTConfig
 from golf_lightning.model.gpt import GPT
 from golf_lightning.optim.clock import TrainingClock
@@ -44,6 +45,8 @@ class GolfModule(pl.LightningModule):
             of the sliding window; costs about a third more time.
         compute_dtype: dtype of activations and of weights at use; auto is bfloat16 on a GPU and float32 on a CPU.
         attention: attention backend; auto takes the fastest that works on the device.
+        kernels: implementation of the fused operations; auto takes Triton on a GPU of compute capability 9 or more and
+            plain PyTorch elsewhere.
         compile: compile the model with torch.compile; auto does so on a GPU.
 
     Attributes:
@@ -63,6 +66,7 @@ class GolfModule(pl.LightningModule):
         ttt_baseline: bool = True,
         compute_dtype: ComputeDtype = "auto",
         attention: AttentionBackend = "auto",
+        kernels: KernelBackend = "auto",
         compile: bool | Literal["auto"] = "auto",
     ) -> None:
         super().__init__()
@@ -72,7 +76,7 @@ class GolfModule(pl.LightningModule):
         self.ttt_baseline = ttt_baseline
         self.compute_dtype = compute_dtype
         self.compile_mode = compile
-        self.model = GPT(gpt, attention=attention)
+        self.model = GPT(gpt, attention=attention, kernels=kernels)
         self.is_artifact = False
         self.metric: BitsPerByte | None = None
         self.clock: TrainingClock | None = None
@@ -90,10 +94,12 @@ class GolfModule(pl.LightningModule):
             )
         self.metric = BitsPerByte(data.byte_table)
         device = self.trainer.strategy.root_device
-        choose_backend(self.model.attention, device)  # a backend that cannot work is refused before anything starts
         on_gpu = device.type == "cuda"
         dtype = ("bfloat16" if on_gpu else "float32") if self.compute_dtype == "auto" else self.compute_dtype
         self.model.compute_dtype = getattr(torch, dtype)
+        # Backends that cannot work here are refused before anything starts.
+        choose_backend(self.model.attention, device)
+        choose_kernels(self.model.kernels, device, self.model.compute_dtype)
         if self.compile_mode is True or (self.compile_mode == "auto" and on_gpu):
             # In place: assigning torch.compile(model) would prefix every key of the state dict.
             self.model.compile(dynamic=False, fullgraph=True)

@@ -5,7 +5,6 @@ One signature, several backends. ``reference`` is written out in plain PyTorch a
 ``fa4`` is FlashAttention-4 for Hopper and Blackwell. All of them return zeros in padding rows.
 """
 
-import functools
 import importlib.util
 import inspect
 from typing import Any, Literal
@@ -22,7 +21,14 @@ AttentionBackend = Literal["auto", "reference", "segments", "torch", "fa4"]
 
 
 def varlen_attention(
-    q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, cu_seqlens: Tensor, *, max_seqlen: int, backend: AttentionBackend
+    q_THK: Tensor,
+    k_TGK: Tensor,
+    v_TGK: Tensor,
+    cu_seqlens: Tensor,
+    *,
+    max_seqlen: int,
+    backend: AttentionBackend,
+    masked: bool = True,
 ) -> Tensor:
     """Causal softmax attention inside each segment, scale ``1 / sqrt(K)``.
 
@@ -33,6 +39,8 @@ def varlen_attention(
         cu_seqlens: ``[S + 1]`` int32 segment bounds, padded by repeating the last entry; rows past it are padding.
         max_seqlen: upper bound of a segment's length in tokens; constant, so that nothing recompiles.
         backend: a name other than ``auto`` (see :func:`choose_backend`).
+        masked: ``False`` may leave padding rows of the output and of the gradients unwritten, for callers that zero
+            them on both sides.
 
     Returns:
         ``[T, H, K]``, zero in padding rows.
@@ -41,14 +49,17 @@ def varlen_attention(
         return _reference(q_THK, k_TGK, v_TGK, cu_seqlens)
     if backend == "segments":
         return _segments(q_THK, k_TGK, v_TGK, cu_seqlens)
+    kernel = _torch_flash if backend == "torch" else _fa4
+    if not masked:
+        return kernel(q_THK, k_TGK, v_TGK, cu_seqlens, max_seqlen)
     # Kernels leave padding rows unwritten in the output and in the gradients, and 0 x NaN would reach weight gradients.
     # Masking both sides of the call zeroes both; a compiler fuses the masks into their neighbours.
     valid_T = torch.arange(q_THK.shape[0], device=q_THK.device) < cu_seqlens[-1]
     q, k, v = (torch.where(valid_T[:, None, None], x, 0) for x in (q_THK, k_TGK, v_TGK))
-    kernel = _torch_flash if backend == "torch" else _fa4
     return torch.where(valid_T[:, None, None], kernel(q, k, v, cu_seqlens, max_seqlen), 0)
 
 
+@torch.compiler.assume_constant_result
 def choose_backend(backend: AttentionBackend, device: torch.device, head_dim: int = 64) -> AttentionBackend:
     """Resolve ``auto`` to the fastest backend that works on ``device``; check an explicit choice.
 
@@ -121,7 +132,7 @@ def _torch_flash(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen
     return out
 
 
-@functools.cache
+@torch.compiler.assume_constant_result
 def _varlen_wants_gqa() -> bool:
     """torch 2.13 asks for ``enable_gqa`` with fewer key heads than query heads; 2.11 does not know the argument."""
     from torch.nn.attention.varlen import varlen_attn

@@ -10,16 +10,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from golf_lightning.kernels.backend import KernelBackend
-from golf_lightning.kernels.mlp import mlp
+from golf_lightning.kernels.heads import NORM_EPS, prepare_heads, serves_heads
+from golf_lightning.kernels.heads import exclude_self as exclude_self_fused
+from golf_lightning.kernels.mixing import mix_and_normalize
+from golf_lightning.kernels.mlp import mlp, product
 from golf_lightning.model.injection import LayerAdapters, Recorder, add
 from golf_lightning.model.rotary import rotate
 
 # T tokens, D width, H query heads, G key/value heads, C = G K, K head dimension, R rotated half
 
-NORM_EPS = 1.1920928955078125e-07
-"""Float32's epsilon, in every dtype: 1e-5 would shrink the first hidden state by 15%."""
-
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+Attend = Callable[[Tensor, Tensor, Tensor, bool], Tensor]
+"""Attention over the pass's segments; the last argument says whether padding rows must come out as zeros."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,7 @@ class Pass:
     x0_TD: Tensor
     cos_TR: Tensor
     sin_TR: Tensor
+    cu_seqlens: Tensor
     attend: Attend
     head_dim: int
     xsa: bool
@@ -60,34 +62,41 @@ def rms_norm(x: Tensor) -> Tensor:
     return F.rms_norm(x, (x.shape[-1],), eps=NORM_EPS)
 
 
-def mix_input(x_TD: Tensor, layer: LayerWeights, run: Pass) -> Tensor:
-    """``m0 * x + m1 * x0``: the residual stream re-anchored at the embedding."""
-    first_D, second_D = layer.mix.unbind(0)
-    return first_D * x_TD + second_D * run.x0_TD
+def enter(x_TD: Tensor, layer: LayerWeights, run: Pass) -> tuple[Tensor, Tensor]:
+    """The residual stream re-anchored at the embedding, and its norm divided by the root of the layer's number."""
+    return mix_and_normalize(x_TD, run.x0_TD, layer.mix, (layer.index + 1) ** -0.5, backend=run.kernels)
 
 
-def attention_branch(u_TD: Tensor, layer: LayerWeights, run: Pass, adapters: LayerAdapters) -> Tensor:
-    """The scaled attention output for the mixed input ``u``, ``[T, D]``."""
-    n_TD = rms_norm(u_TD) * (layer.index + 1) ** -0.5
+def attention_branch(n_TD: Tensor, layer: LayerWeights, run: Pass, adapters: LayerAdapters) -> Tensor:
+    """The scaled attention output ``[T, D]`` for the normalized input ``n``."""
     if run.recorder is not None:
         run.recorder(f"qkv.{layer.index}", n_TD)
-    width = n_TD.shape[-1]
-    kv_width = (layer.qkv.shape[0] - width) // 2
-    q_TD, k_TC, v_TC = F.linear(n_TD, layer.qkv).split([width, kv_width, kv_width], dim=-1)
-    heads = (-1, run.head_dim)
-    q_THK = add(q_TD, adapters.q, n_TD).unflatten(-1, heads)
-    k_TGK = add(k_TC, adapters.k, n_TD).unflatten(-1, heads)
-    v_TGK = add(v_TC, adapters.v, n_TD).unflatten(-1, heads)
-    q_THK = rotate(rms_norm(q_THK), run.cos_TR, run.sin_TR) * layer.q_gain[:, None]
-    k_TGK = rotate(rms_norm(k_TGK), run.cos_TR, run.sin_TR)
-    y_THK = run.attend(q_THK, k_TGK, v_TGK)
-    if run.xsa:
-        y_THK = exclude_self(y_THK, v_TGK)
+    qkv_TC = F.linear(n_TD, layer.qkv)
+    adapted = adapters.q is not None or adapters.k is not None or adapters.v is not None
+    if serves_heads(run.kernels, run.head_dim, run.cos_TR.shape[1]) and not adapted:
+        q, k, v = prepare_heads(qkv_TC, run.cos_TR, run.sin_TR, layer.q_gain, run.cu_seqlens, run.head_dim)
+        y_THK = exclude_self_fused(run.attend(q, k, v, False), v, run.cu_seqlens, exclude=run.xsa)
+    else:
+        y_THK = _attention(n_TD, qkv_TC, layer, run, adapters)
     y_TD = y_THK.flatten(-2)
     if run.recorder is not None:
         run.recorder(f"o.{layer.index}", y_TD)
-    out_TD = F.linear(y_TD, layer.o)
+    out_TD = product(y_TD, layer.o, backend=run.kernels)
     return out_TD if adapters.attn is None else out_TD + layer.attn_scale * adapters.attn(n_TD)
+
+
+def _attention(n_TD: Tensor, qkv_TC: Tensor, layer: LayerWeights, run: Pass, adapters: LayerAdapters) -> Tensor:
+    width = n_TD.shape[-1]
+    kv_width = (qkv_TC.shape[-1] - width) // 2
+    parts = qkv_TC.split([width, kv_width, kv_width], dim=-1)
+    q_THK, k_TGK, v_TGK = (
+        add(part, delta, n_TD).unflatten(-1, (-1, run.head_dim))
+        for part, delta in zip(parts, (adapters.q, adapters.k, adapters.v), strict=True)
+    )
+    q_THK = rotate(rms_norm(q_THK), run.cos_TR, run.sin_TR) * layer.q_gain[:, None]
+    k_TGK = rotate(rms_norm(k_TGK), run.cos_TR, run.sin_TR)
+    y_THK = run.attend(q_THK, k_TGK, v_TGK, True)
+    return exclude_self(y_THK, v_TGK) if run.xsa else y_THK
 
 
 def exclude_self(y_THK: Tensor, v_TGK: Tensor) -> Tensor:
@@ -115,8 +124,8 @@ def mlp_branch(x_TD: Tensor, layer: LayerWeights, run: Pass, adapters: LayerAdap
 
 def serial_block(x_TD: Tensor, layer: LayerWeights, run: Pass, adapters: LayerAdapters) -> Tensor:
     """Attention, then the MLP on its result."""
-    u_TD = mix_input(x_TD, layer, run)
-    x_TD = u_TD + attention_branch(u_TD, layer, run, adapters)
+    u_TD, n_TD = enter(x_TD, layer, run)
+    x_TD = u_TD + attention_branch(n_TD, layer, run, adapters)
     return x_TD + mlp_branch(x_TD, layer, run, adapters)
 
 
@@ -137,8 +146,8 @@ def parallel_block(
     With ``lane`` the outputs are routed to both lanes (record #1530 v2); without, each stays on its own (PR #1536).
     """
     lane0_TD, lane1_TD = lanes
-    u_TD = mix_input(lane0_TD, layer, run)
-    attn_TD = attention_branch(u_TD, layer, run, adapters)
+    u_TD, n_TD = enter(lane0_TD, layer, run)
+    attn_TD = attention_branch(n_TD, layer, run, adapters)
     mlp_TD = mlp_branch(lane1_TD, layer, run, adapters)
     if lane is None:
         return u_TD + attn_TD, lane1_TD + mlp_TD

@@ -152,11 +152,20 @@ class GPT(nn.Module):
         positions_T = document_positions(x0_TD.shape[0], cu_seqlens).remainder(max_seqlen)
         cos_TR, sin_TR = self.rotary[:, positions_T].unbind(0)
 
-        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return varlen_attention(q, k, v, cu_seqlens, max_seqlen=max_seqlen, backend=backend)
+        def attend(q: Tensor, k: Tensor, v: Tensor, masked: bool) -> Tensor:
+            return varlen_attention(q, k, v, cu_seqlens, max_seqlen=max_seqlen, backend=backend, masked=masked)
 
-        kernels = self._kernels_on(x0_TD)
-        return Pass(x0_TD, cos_TR, sin_TR, attend, self.config.head_dim, self.config.xsa, recorder, kernels)
+        return Pass(
+            x0_TD=x0_TD,
+            cos_TR=cos_TR,
+            sin_TR=sin_TR,
+            cu_seqlens=cu_seqlens,
+            attend=attend,
+            head_dim=self.config.head_dim,
+            xsa=self.config.xsa,
+            recorder=recorder,
+            kernels=self._kernels_on(x0_TD),
+        )
 
     def _run_layers(self, x_TD: Tensor, run: Pass, adapters: Adapters | None) -> Tensor:
         plan, layers = self.plan, self._layers()

@@ -27,6 +27,7 @@ MISTAKES = {
     "order": (["--gptq.at_train_end", "false"], "--ttt.enabled false"),
     "run name": (["--run.name", "a/b"], "without slashes"),
     "backend": (["--model.attention", "fa4"], "needs a CUDA GPU"),
+    "kernels": (["--model.kernels", "triton"], "need a GPU of compute capability 9"),
     "config file": (["--config", "nothing.yaml"], "File does not exist"),
     "checkpoint": (["--ckpt_path", "nothing.ckpt"], "nothing.ckpt does not exist"),
 }

@@ -1,0 +1,272 @@
+"""The mathematics of the fused operations on a CPU: their formulas, gradients, shapes for tracing, odd sizes.
+
+The Triton kernels compute the same functions; tests/gpu compares them, and Triton's interpreter runs them here where
+the package triton is installed.
+"""
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from golf_lightning.errors import GolfError
+from golf_lightning.kernels.backend import choose_kernels
+from golf_lightning.kernels.cross_entropy import IGNORED, head_nll, loss_and_gradient, softcapped_nll
+from golf_lightning.kernels.heads import (
+    exclude_backward_op,
+    exclude_op,
+    exclude_self,
+    prepare_backward_op,
+    prepare_heads,
+    prepare_op,
+)
+from golf_lightning.kernels.mixing import mix_and_normalize, mix_backward_op, mix_op
+from golf_lightning.kernels.mlp import hidden_and_slope, mlp, product, product_op, sloped_product
+from golf_lightning.model.block import exclude_self as plain_exclude_self
+from golf_lightning.model.block import rms_norm
+from golf_lightning.model.rotary import rotary_table, rotate
+
+
+def random(*shape: int, scale: float = 1.0) -> Tensor:
+    return (torch.randn(*shape, dtype=torch.float64) * scale).requires_grad_()
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+def test_fused_mlp_has_the_value_and_gradients_of_the_formula() -> None:
+    inputs = random(5, 3), random(7, 3), random(3, 7)
+    weight = torch.randn(5, 3, dtype=torch.float64)
+    results = []
+    for backend in ("triton", "reference"):
+        out = mlp(*inputs, backend=backend)
+        results.append((out, *torch.autograd.grad((out * weight).sum(), inputs)))
+    torch.testing.assert_close(*results)
+
+
+def test_fused_mlp_gradients_are_those_of_finite_differences() -> None:
+    assert torch.autograd.gradcheck(lambda *x: mlp(*x, backend="triton"), (random(4, 3), random(5, 3), random(3, 5)))
+
+
+def test_fused_mlp_computes_only_the_gradients_that_are_asked_for() -> None:
+    x, up, down = random(5, 3), random(7, 3), random(3, 7)
+    (dx,) = torch.autograd.grad(mlp(x, up.detach(), down.detach(), backend="triton").sum(), x)
+    (expected,) = torch.autograd.grad(mlp(x, up, down).sum(), x)
+    torch.testing.assert_close(dx, expected)
+
+
+TARGETS = torch.tensor([3, 0, IGNORED, 10, 7, IGNORED])
+
+
+def test_fused_loss_has_the_value_and_gradient_of_the_formula() -> None:
+    logits, weight = random(6, 11, scale=40), torch.randn(6, dtype=torch.float64)
+    results = []
+    for backend in ("triton", "reference"):
+        nll = softcapped_nll(logits, TARGETS, 30.0, backend=backend)
+        results.append((nll, *torch.autograd.grad((nll * weight).sum(), logits)))
+    torch.testing.assert_close(*results)
+
+
+def test_fused_head_has_the_value_and_gradients_of_the_formula() -> None:
+    inputs, weight = (random(6, 4, scale=3), random(11, 4, scale=3)), torch.randn(6, dtype=torch.float64)
+    results = []
+    for backend in ("triton", "reference"):
+        nll = head_nll(*inputs, TARGETS, 30.0, backend=backend)
+        results.append((nll, *torch.autograd.grad((nll * weight).sum(), inputs)))
+    torch.testing.assert_close(*results)
+
+
+def test_loss_without_gradients_keeps_none() -> None:
+    _, gradient = loss_and_gradient(torch.randn(6, 11), TARGETS, 30.0, False)
+    assert gradient.numel() == 0
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_fused_loss_computes_gradients_only_in_training(trained: bool) -> None:
+    seen: list[bool] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.ops.golf.softcapped_nll.default:
+                seen.append(args[3])
+            return func(*args, **(kwargs or {}))
+
+    with torch.set_grad_enabled(trained), Watch():
+        head_nll(random(6, 4), random(11, 4), TARGETS, 30.0, backend="triton")
+        softcapped_nll(random(6, 11), TARGETS, 30.0, backend="triton")
+    assert seen == [trained, trained]
+
+
+def test_fused_loss_of_half_precision_logits_is_float32_and_its_gradient_is_not() -> None:
+    nll, gradient = loss_and_gradient(torch.randn(6, 11).bfloat16(), TARGETS, 30.0, True)
+    assert (nll.dtype, gradient.dtype) == (torch.float32, torch.bfloat16)
+
+
+# T = 6 tokens of which the last is padding, 4 query and 2 key/value heads of 8, 4 or 0 dimensions rotated
+BOUNDS = torch.tensor([0, 2, 5, 5], dtype=torch.int32)
+
+
+def head_inputs(rope_dims: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    cos, sin = rotary_table(6, rope_dims, 100.0).double().unbind(0)
+    return random(6, 8 * 8), cos, sin, random(4)
+
+
+@pytest.mark.parametrize("rope_dims", [4, 8, 0])
+def test_fused_head_preparation_has_the_values_and_gradients_of_the_formula(rope_dims: int) -> None:
+    qkv, cos, sin, gain = head_inputs(rope_dims)
+    found = prepare_heads(qkv, cos, sin, gain, BOUNDS, 8)
+    q, k, v = (x.unflatten(-1, (-1, 8)) for x in qkv.split([32, 16, 16], dim=-1))
+    q, k = rotate(rms_norm(q), cos, sin) * gain[:, None], rotate(rms_norm(k), cos, sin)
+    weights = [torch.randn_like(x) for x in found]
+    gradients = []
+    for outputs in (found, (q, k, v)):
+        total = sum((x * w)[:5].sum() for x, w in zip(outputs, weights, strict=True))
+        gradients.append((*(x[:5] for x in outputs), *torch.autograd.grad(total, (qkv, gain))))
+    torch.testing.assert_close(*gradients)
+
+
+def test_padding_rows_of_heads_are_zero_even_where_attention_leaves_nothing_sensible() -> None:
+    qkv, cos, sin, gain = head_inputs(4)
+    qkv = qkv.detach().index_fill(0, torch.tensor([5]), torch.nan).requires_grad_()
+    q, k, v = prepare_heads(qkv, cos, sin, gain, BOUNDS, 8)
+    y = (q + k.repeat(1, 2, 1)).index_fill(0, torch.tensor([5]), torch.nan)
+    out = exclude_self(y, v, BOUNDS, exclude=True)
+    assert not any(x[5].any() for x in (q, k, v, out))
+    (gradient,) = torch.autograd.grad(out.sum(), qkv)
+    assert gradient.isfinite().all() and not gradient[5].any() and gradient[:5].any()
+
+
+def test_fused_exclusion_has_the_value_and_gradients_of_the_formula() -> None:
+    inputs = random(6, 4, 8), random(6, 2, 8)
+    weight = torch.randn(5, 4, 8, dtype=torch.float64)
+    results = []
+    for out in (exclude_self(*inputs, BOUNDS, exclude=True), plain_exclude_self(*inputs)):
+        results.append((out[:5], *torch.autograd.grad((out[:5] * weight).sum(), inputs)))
+    torch.testing.assert_close(*results)
+
+
+def test_no_exclusion_passes_attention_through() -> None:
+    y, v = random(6, 4, 8), random(6, 2, 8)
+    out = exclude_self(y, v, BOUNDS, exclude=False)
+    dy, dv = torch.autograd.grad(out.sum(), (y, v))
+    assert torch.equal(out[:5], y[:5]) and dy.sum() == 5 * 32 and not dv.any()
+
+
+def test_fused_mixing_has_the_values_and_gradients_of_the_formula() -> None:
+    inputs = random(6, 5), random(6, 5), random(2, 5)
+    weights = torch.randn(2, 6, 5, dtype=torch.float64)
+    results = []
+    for backend in ("triton", "reference"):
+        u, n = mix_and_normalize(*inputs, 0.7, backend=backend)
+        results.append((u, n, *torch.autograd.grad((u * weights[0] + n * weights[1]).sum(), inputs)))
+    torch.testing.assert_close(*results)
+
+
+def test_kept_apart_product_has_the_gradients_of_a_product() -> None:
+    assert torch.autograd.gradcheck(lambda *x: product(*x, backend="triton"), (random(4, 3), random(5, 3)))
+
+
+def test_operators_are_declared_correctly() -> None:
+    logits, targets = torch.randn(6, 11), TARGETS
+    torch.library.opcheck(loss_and_gradient, (logits, targets, 30.0, True))
+    torch.library.opcheck(loss_and_gradient, (logits, targets, 30.0, False))
+    x, up, down = torch.randn(5, 3), torch.randn(7, 3), torch.randn(3, 7)
+    torch.library.opcheck(hidden_and_slope, (x, up))
+    torch.library.opcheck(sloped_product, (x, down, torch.randn(5, 7)))
+    torch.library.opcheck(product_op, (x, up))
+    qkv, cos, sin, gain = (tensor.detach().float() for tensor in head_inputs(4))
+    q, k, v = prepare_op(qkv, cos, sin, gain, BOUNDS, 8)
+    torch.library.opcheck(prepare_op, (qkv, cos, sin, gain, BOUNDS, 8))
+    torch.library.opcheck(prepare_backward_op, (q, k, v, qkv, cos, sin, gain, BOUNDS))
+    torch.library.opcheck(exclude_op, (q, v, BOUNDS, True))
+    torch.library.opcheck(exclude_backward_op, (q, q, v, BOUNDS, True))
+    mix = torch.randn(2, 3)
+    torch.library.opcheck(mix_op, (x, x + 1, mix, 0.7))
+    torch.library.opcheck(mix_backward_op, (x, x + 2, x, x + 1, mix, 0.7))
+
+
+# The tracer of torch 2.13 warns about itself.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_fused_operations_compile_into_one_graph() -> None:
+    def loss(x: Tensor, up: Tensor, down: Tensor, head: Tensor) -> Tensor:
+        return head_nll(mlp(x, up, down, backend="triton"), head, TARGETS, 30.0, backend="triton").sum()
+
+    inputs = random(6, 4), random(7, 4), random(4, 7), random(11, 4)
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    gradients = [torch.autograd.grad(f(*inputs), inputs) for f in (compiled, loss)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_auto_is_the_reference_on_a_cpu() -> None:
+    assert choose_kernels("auto", torch.device("cpu"), torch.bfloat16) == "reference"
+
+
+def test_triton_is_refused_on_a_cpu() -> None:
+    with pytest.raises(GolfError, match="compute capability 9"):
+        choose_kernels("triton", torch.device("cpu"), torch.bfloat16)
+
+
+INTERPRETED = """
+import torch
+from golf_lightning.kernels import heads, mixing, triton_heads, triton_loss, triton_mixing, triton_mlp
+from golf_lightning.kernels.cross_entropy import IGNORED, loss_and_gradient
+from golf_lightning.kernels.mlp import hidden_and_slope, sloped_product
+from golf_lightning.model.rotary import rotary_table
+torch.manual_seed(0)
+tiles = triton_mlp.Tiles(16, 32, 16, 4, 2)
+for tokens, width, units in ((50, 40, 72), (16, 16, 32), (1, 8, 8)):
+    x, up, down, dout = (torch.randn(*s) for s in ((tokens, width), (units, width), (width, units), (tokens, width)))
+    expected = hidden_and_slope(x, up)
+    torch.testing.assert_close(triton_mlp.launch_hidden(x, up, 0.5, tiles), expected, rtol=1e-4, atol=1e-4)
+    product = triton_mlp.launch_product(dout, down, expected[1], tiles)
+    torch.testing.assert_close(product, sloped_product(dout, down, expected[1]), rtol=1e-4, atol=1e-4)
+for tokens, vocabulary in ((7, 50), (3, 1000)):
+    logits, targets = torch.randn(tokens, vocabulary) * 30, torch.randint(0, vocabulary, (tokens,))
+    targets[1] = IGNORED
+    found = triton_loss.launch(logits, targets, 30.0, True, ignored=IGNORED)
+    torch.testing.assert_close(found, loss_and_gradient(logits, targets, 30.0, True), rtol=1e-5, atol=1e-5)
+for tokens, used, rope_dims, query_heads, kv_heads in ((21, 19, 4, 6, 3), (8, 8, 0, 4, 2), (3, 1, 8, 2, 1)):
+    cu_seqlens = torch.tensor([0, used // 2, used, used], dtype=torch.int32)
+    cos, sin = rotary_table(tokens, rope_dims, 100.0).unbind(0)
+    qkv, gain = torch.randn(tokens, (query_heads + 2 * kv_heads) * 8), torch.randn(query_heads)
+    q, k, v = heads.prepare_op(qkv, cos, sin, gain, cu_seqlens, 8)
+    found = triton_heads.launch_prepare(qkv, cos, sin, gain, cu_seqlens, 8, heads.NORM_EPS)
+    torch.testing.assert_close(found, (q, k, v))
+    dq, dk, dv = (torch.randn_like(x) for x in (q, k, v))
+    dqkv, parts = triton_heads.launch_prepare_backward(dq, dk, dv, qkv, cos, sin, gain, cu_seqlens, heads.NORM_EPS, 8)
+    expected = heads.prepare_backward_op(dq, dk, dv, qkv, cos, sin, gain, cu_seqlens)
+    torch.testing.assert_close((dqkv, parts.sum(0)), (expected[0], expected[1].sum(0)))
+    for exclude in (True, False):
+        found = triton_heads.launch_exclude(dq, v, cu_seqlens, exclude, 1e-12)
+        torch.testing.assert_close(found, heads.exclude_op(dq, v, cu_seqlens, exclude))
+        found = triton_heads.launch_exclude_backward(q, dq, v, cu_seqlens, exclude, 1e-12)
+        inside = slice(used)
+        expected = heads.exclude_backward_op(q, dq, v, cu_seqlens, exclude)
+        torch.testing.assert_close([x[inside] for x in found], [x[inside] for x in expected])
+for tokens, width in ((9, 24), (1, 32)):
+    x, x0, du, dn = torch.randn(4, tokens, width)
+    mix = torch.randn(2, width)
+    found = triton_mixing.launch_mix(x, x0, mix, 0.7, heads.NORM_EPS)
+    torch.testing.assert_close(found, mixing.mix_op(x, x0, mix, 0.7))
+    dx, dx0, parts = triton_mixing.launch_mix_backward(du, dn, x, x0, mix, 0.7, heads.NORM_EPS, 2)
+    expected = mixing.mix_backward_op(du, dn, x, x0, mix, 0.7)
+    torch.testing.assert_close((dx, dx0, parts.sum(0)), (*expected[:2], expected[2].sum(0)), rtol=1e-4, atol=1e-5)
+"""
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="needs the package triton")
+def test_triton_kernels_compute_the_same_in_the_interpreter() -> None:
+    # Its own process: the interpreter is chosen by the environment when triton is imported.
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, "-c", INTERPRETED], env=environment, capture_output=True, text=True)
+    if "only 0-dimensional arrays" in done.stderr:
+        pytest.skip("Triton's interpreter does not work with this numpy")
+    assert done.returncode == 0, done.stderr
