@@ -8,7 +8,6 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from golf_lightning.data.batch import PackedBatch
@@ -120,9 +119,9 @@ class GolfDataModule(pl.LightningDataModule):
         return ValidationBatches(self.val_tokens(), self.val_packing, bos_id=bos_id, rank=rank, world_size=world_size)
 
     @override
-    def test_dataloader(self) -> DataLoader[DocumentStream]:
+    def test_dataloader(self) -> Iterable[DocumentStream]:
         """One item: the stream of all documents. Test-time training decides itself how many run at once."""
-        return DataLoader([self.documents()], batch_size=None)  # type: ignore[arg-type]
+        return _Single(self.documents())
 
     @override
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
@@ -177,3 +176,16 @@ class _Pinned:
     def __iter__(self) -> Iterator[PackedBatch]:
         pin = torch.cuda.is_available()
         return (batch.pin_memory() if pin else batch for batch in self.batches)
+
+
+class _Single:
+    """A loader of one item. A list would be taken for several loaders."""
+
+    def __init__(self, item: DocumentStream) -> None:
+        self.item = item
+
+    def __len__(self) -> int:
+        return 1
+
+    def __iter__(self) -> Iterator[DocumentStream]:
+        yield self.item

@@ -134,8 +134,9 @@ def ordered_map(
     waiting: collections.deque[Future[Result]] = collections.deque()
     try:
         for item in items:
-            # Ctrl-C reaches every process of the terminal; only this one is to act on it
-            with signals_blocked(signal.SIGINT):
+            # Ctrl-C reaches every process of the terminal; only this one is to act on it. A worker that starts just
+            # now must get all it reads from this process, so SIGTERM waits as well.
+            with signals_blocked(signal.SIGINT, signal.SIGTERM):
                 waiting.append(pool.submit(function, item))
             if len(waiting) > 3 * workers:
                 yield waiting.popleft().result()
@@ -159,3 +160,4 @@ def _end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])  # it was held back while this process started

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 from typing_extensions import override
 
+from golf_lightning.__main__ import end_process
 from golf_lightning.optim.agreement import assert_parameters_equal
 from golf_lightning.optim.muon import MuonAdamW
 from golf_lightning.optim.schedules import scheduled
@@ -157,3 +158,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    end_process(0)

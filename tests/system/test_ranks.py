@@ -1,0 +1,32 @@
+"""The whole path on two processes: the same run as on one."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_run import golf, start_golf, write_recipe
+
+
+def scores(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "runs" / "small" / "result.json").read_text())["scores"]
+
+
+def test_two_ranks_repeat_one_that_accumulates(data: Path, tmp_path: Path) -> None:
+    exact = {"optimizer": {"communication_dtype": "float32"}}
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    one = write_recipe(tmp_path / "one", data, trainer={"accumulate_grad_batches": 2}, model=exact)
+    assert golf("fit", "--config", one) == 0
+    two = write_recipe(tmp_path / "two", data, trainer={"devices": 2}, model=exact)
+    process = start_golf("fit", "--config", two)
+    output, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    assert output.count("after TTT") == 1
+    alone, shared = scores(tmp_path / "one"), scores(tmp_path / "two")
+    for name in ("before_quantization", "quantized", "ttt_lr0", "ttt"):
+        assert shared[name]["targets"] == alone[name]["targets"]
+        assert shared[name]["table_bytes"] == alone[name]["table_bytes"]
+    assert shared["before_quantization"]["nats"] == pytest.approx(alone["before_quantization"]["nats"], rel=1e-4)
+    # One rounding decision of the quantizer may differ after sums in another order.
+    assert shared["ttt"]["nats"] == pytest.approx(alone["ttt"]["nats"], rel=1e-3)
