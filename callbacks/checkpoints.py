@@ -5,6 +5,9 @@ from typing import Any
 import lightning.pytorch as pl
 from typing_extensions import override
 
+from callbacks.ema import EMA
+from callbacks.order import require_before
+from callbacks.wall_clock import WallClock
 from golf_lightning.errors import GolfError
 from golf_lightning.module import GolfModule
 from golf_lightning.reporting.run_folder import last_checkpoint
@@ -23,6 +26,11 @@ class Checkpoints(pl.Callback):
         if every_steps < 0:
             raise GolfError(f"checkpoints.every_steps is {every_steps}; choose 0 or more.")
         self.every_steps = every_steps
+
+    @override
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        # What is saved must include the step just done, and the clock's decision to stop.
+        require_before(trainer, self, WallClock, EMA)
 
     @override
     def on_train_batch_end(

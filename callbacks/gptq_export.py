@@ -3,6 +3,9 @@
 import lightning.pytorch as pl
 from typing_extensions import override
 
+from callbacks.ema import EMA
+from callbacks.order import require_before
+from callbacks.run_folder import RunFolder
 from golf_lightning.cli import GolfTrainer
 from golf_lightning.compression.budget import ByteBudget
 from golf_lightning.module import GolfModule
@@ -24,6 +27,10 @@ class GPTQExport(pl.Callback):
     def __init__(self, at_train_end: bool = True) -> None:
         self.at_train_end = at_train_end
         self._budget: ByteBudget | None = None
+
+    @override
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        require_before(trainer, self, RunFolder, EMA)  # they end the training stage and swap the average in
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 import lightning.pytorch as pl
 from typing_extensions import override
 
+from callbacks.ema import EMA
+from callbacks.order import require_before
 from golf_lightning.errors import Interrupted
 from golf_lightning.module import GolfModule
 from golf_lightning.reporting.console import say
@@ -31,6 +33,7 @@ class Interrupts(pl.Callback):
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        require_before(trainer, self, EMA)  # the checkpoint must hold the average of the step just done
         assert isinstance(pl_module, GolfModule)
         self._module = pl_module
         if threading.current_thread() is threading.main_thread():

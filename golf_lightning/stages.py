@@ -86,6 +86,7 @@ def _score(module: GolfModule, stream: DocumentStream, name: str, config: TTTCon
         documents=range(rank, documents, world_size),
         progress=_say_progress,
         interval_seconds=15.0,
+        elapsed_seconds=module.ledger.seconds.get("load", 0.0),
     )
     score = _reduce(scores, module.device, world_size)
     module.record_score(name, score, seconds=scores.seconds, targets_per_second=score.targets / scores.seconds)

@@ -18,7 +18,7 @@ OVERLAYS = ("one_gpu", "eight_gpus", "quick")
 ON_A_CPU = ("--trainer.accelerator", "cpu", "--trainer.devices", "1")
 COMMANDS = [
     line.split("#")[0].strip()
-    for line in re.findall(r"^(?:\$ )?(python -m golf_lightning .*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    for line in re.findall(r"^ {4}(python -m golf_lightning .*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
 ]
 
 

@@ -13,11 +13,23 @@ from golf_lightning.errors import Interrupted
 @contextlib.contextmanager
 def signals_blocked(*signals: signal.Signals) -> Iterator[None]:
     """Hold back signals until the block ends. Processes started inside keep them blocked."""
+    held: list[int] = []
+
+    def hold(number: int, frame: FrameType | None) -> None:
+        held.append(number)
+
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    # The mask is this thread's alone: another thread may take the signal, and Python would raise it here all the same.
+    main = threading.current_thread() is threading.main_thread()
+    handlers = {signal_: signal.signal(signal_, hold) for signal_ in signals} if main else {}
     try:
         yield
     finally:
+        for signal_, handler in handlers.items():
+            signal.signal(signal_, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number in held:
+            signal.raise_signal(number)
 
 
 @contextlib.contextmanager

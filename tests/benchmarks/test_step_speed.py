@@ -1,13 +1,8 @@
 """The benchmark itself: its stream has the mix of lengths it claims, and a tiny run measures what it says."""
 
-import sys
-from pathlib import Path
-
 import pytest
-import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
 import step_speed
+import torch
 
 from golf_lightning.model.config import GPTConfig
 

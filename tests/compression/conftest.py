@@ -1,13 +1,6 @@
-import sys
-from pathlib import Path
-
 import pytest
-from torch import Tensor
-
-# Spawned ranks must import the same helpers by name, and pytest's importlib mode adds no folder for them.
-sys.path.insert(0, str(Path(__file__).parent))
-
 from small_gpt import CONFIG, packed_batch, small_gpt
+from torch import Tensor
 
 from golf_lightning.compression.banks import quantize_state
 from golf_lightning.compression.quantize import QuantizationConfig, QuantizedState

@@ -1,15 +1,10 @@
 import os
-import sys
 from pathlib import Path
 
 import pytest
+from data_texts import make_texts
 
 from golf_lightning.data.tokenizer import Tokenizer, train_tokenizer
-
-# pytest's importlib mode adds no folder for helpers
-sys.path.insert(0, str(Path(__file__).parent))
-
-from data_texts import make_texts
 
 
 @pytest.fixture(scope="session")

@@ -99,16 +99,23 @@ def write_recipe(folder: Path, prepared: Path, **sections: dict[str, Any]) -> Pa
 
 
 def start_golf(*arguments: object, **options: Any) -> "subprocess.Popen[str]":
-    """The same in a process of its own, which must not inherit the rendezvous that Lightning set up in this one."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MASTER_", "LOCAL_"))}
+    """The same in a process of its own."""
     command = [sys.executable, "-m", "golf_lightning", *(str(argument) for argument in arguments)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, text=True, env=environment, **(pipes | options))
+    return subprocess.Popen(command, text=True, **(pipes | options))
 
 
 def golf(*arguments: object) -> int:
-    """``python -m golf_lightning`` in this process; its exit status."""
-    return main([str(argument) for argument in arguments])
+    """``python -m golf_lightning`` in this process; its exit status.
+
+    Lightning leaves the address of its process group in the environment, where other tests' processes would find it.
+    """
+    before = dict(os.environ)
+    try:
+        return main([str(argument) for argument in arguments])
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

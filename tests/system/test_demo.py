@@ -1,0 +1,40 @@
+"""The demo learns: 60 of its steps on its own text, with its own model."""
+
+import json
+import math
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from small_run import golf
+
+from golf_lightning.data.demo_text import demo_documents, find_messages
+
+pytestmark = pytest.mark.slow
+DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
+
+
+def order_0_entropy(texts: list[str]) -> float:
+    """Bits per byte of a code that knows the bytes' frequencies and nothing else."""
+    counts = Counter("".join(texts).encode())
+    total = sum(counts.values())
+    return -sum(n / total * math.log2(n / total) for n in counts.values())
+
+
+def test_the_demo_ends_below_2_6_bits_per_byte_and_far_below_order_0(tmp_path: Path) -> None:
+    assert golf("prepare", "demo", tmp_path / "data", "--workers", 1, "--quiet") == 0
+    options = {
+        "--data.folder": tmp_path / "data",
+        "--run.root": tmp_path / "runs",
+        "--clock.budget_s": "null",
+        "--trainer.max_steps": 60,
+        "--ttt.enabled": "false",
+    }
+    arguments = [argument for option in options.items() for argument in option]
+    assert golf("fit", "--config", DEMO, *arguments) == 0
+    scores = json.loads((tmp_path / "runs" / "demo" / "result.json").read_text())["scores"]
+    entropy = order_0_entropy(demo_documents(find_messages())["val"])
+    assert 4 < entropy < 5
+    for name in ("before_quantization", "quantized"):
+        assert scores[name]["bpb"] < min(2.6, entropy)
+        assert scores[name]["bpb"] == scores[name]["bpb_text"]
