@@ -89,6 +89,11 @@ class RunFolder(pl.Callback):
 
     @override
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit" and not self._stage:
+            say(
+                f"nothing left to train: the checkpoint is at step {trainer.global_step} of {trainer.max_steps}; "
+                "`export` and `test` repeat what follows training"
+            )
         self._finish(trainer, pl_module)
 
     @override

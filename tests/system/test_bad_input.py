@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 from small_run import golf, write_recipe
 
+from golf_lightning.data.manifest import Manifest
 from golf_lightning.data.shards import map_shard
+from golf_lightning.data.tokenizer import train_tokenizer
+from golf_lightning.files import sha256_of
 
 MISTAKES = {
     "misspelt option": (["--clock.budgets", "5"], "did you mean clock.budget_s?"),
@@ -83,6 +86,17 @@ def test_no_data_folder(tmp_path: Path, capsys: Any) -> None:
     assert "prepare" in capsys.readouterr().err
 
 
+def test_scoring_needs_validation_data(finished: Path, data: Path, tmp_path: Path, capsys: Any) -> None:
+    folder = tmp_path / "data"
+    shutil.copytree(data, folder)
+    manifest = Manifest.load(folder)
+    (folder / manifest.splits.pop("val").shards[0].name).unlink()
+    manifest.save(folder)
+    recipe = write_recipe(tmp_path, folder)
+    assert golf("test", "--config", recipe, "--ckpt_path", finished / "artifact.golf") == 2
+    assert "has no val split" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", ["validate", "test"])
 def test_scoring_needs_a_model(data: Path, tmp_path: Path, capsys: Any, command: str) -> None:
     assert golf(command, "--config", write_recipe(tmp_path, data)) == 2
@@ -131,10 +145,6 @@ def test_a_finished_run_is_not_overwritten_by_accident(finished: Path, data: Pat
 
 
 def test_another_tokenizer_is_refused(finished: Path, data: Path, tmp_path: Path, capsys: Any) -> None:
-    from golf_lightning.data.manifest import Manifest
-    from golf_lightning.data.tokenizer import train_tokenizer
-    from golf_lightning.files import sha256_of
-
     folder = tmp_path / "data"
     shutil.copytree(data, folder)
     train_tokenizer(["other words entirely, of another language"] * 50, folder / "tokenizer.model", vocab_size=320)

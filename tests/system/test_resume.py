@@ -5,7 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from small_run import golf, write_recipe
+from small_run import golf, make_data, write_recipe
+
+from callbacks.console import Console
+from golf_lightning.data.manifest import Manifest
+from golf_lightning.data.shards import map_shard, write_shard
+from golf_lightning.files import sha256_of
 
 NO_SCORING = ("--gptq.at_train_end", "false", "--ttt.enabled", "false")
 
@@ -63,8 +68,6 @@ class StopAfter:
         self.patch = pytest.MonkeyPatch()
 
     def __enter__(self) -> None:
-        from callbacks.console import Console
-
         original, stop = Console.on_train_batch_start, self
 
         def accident(callback: Any, trainer: Any, *arguments: Any) -> None:
@@ -100,15 +103,16 @@ def test_the_clock_goes_on_where_it_was(data: Path, tmp_path: Path, capsys: Any)
     assert len(list((tmp_path / "runs" / "small" / "metrics").iterdir())) == 2
 
 
-def test_another_runs_data_is_refused(data: Path, finished: Path, tmp_path: Path, capsys: Any) -> None:
-    from small_run import make_data
+def test_a_finished_run_says_that_it_is_finished(data: Path, finished: Path, tmp_path: Path, capsys: Any) -> None:
+    recipe = write_recipe(tmp_path, data)
+    assert golf("fit", "--config", recipe, "--ckpt_path", finished / "checkpoints" / "last.ckpt") == 0
+    assert "nothing left to train: the checkpoint is at step 6 of 6" in capsys.readouterr().out
+    assert not list((tmp_path / "runs").rglob("result.json"))
 
+
+def test_another_runs_data_is_refused(data: Path, finished: Path, tmp_path: Path, capsys: Any) -> None:
     other = make_data(tmp_path / "other")
     shard = next(other.glob("fineweb_train_*.bin"))
-    from golf_lightning.data.manifest import Manifest
-    from golf_lightning.data.shards import map_shard, write_shard
-    from golf_lightning.files import sha256_of
-
     tokens = map_shard(shard).copy()
     tokens[5] ^= 1
     write_shard(shard, tokens)
