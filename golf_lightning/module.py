@@ -19,6 +19,7 @@ from golf_lightning.kernels.attention import AttentionBackend, choose_backend
 from golf_lightning.kernels.backend import KernelBackend, choose_kernels
 from golf_lightning.model.config import GPTConfig
 from golf_lightning.model.gpt import GPT
+from golf_lightning.optim.agreement import assert_same_on_all_ranks
 from golf_lightning.optim.clock import TrainingClock
 from golf_lightning.optim.config import OptimizerConfig
 from golf_lightning.optim.muon import MuonAdamW
@@ -92,6 +93,9 @@ class GolfModule(pl.LightningModule):
                 f"The tokenizer of {data.folder} has {data.tokenizer.vocab_size} pieces but the model's vocab_size is "
                 f"{self.model.config.vocab_size}; set --model.gpt.vocab_size {data.tokenizer.vocab_size}."
             )
+        if self.trainer.world_size > 1:
+            # Ranks that differ would otherwise hang in a collective, or train on in silence.
+            assert_same_on_all_ranks(f"{self.settings} {data.settings}", "The model's or the data's configuration")
         self.metric = BitsPerByte(data.byte_table)
         device = self.trainer.strategy.root_device
         on_gpu = device.type == "cuda"
@@ -103,6 +107,12 @@ class GolfModule(pl.LightningModule):
         if self.compile_mode is True or (self.compile_mode == "auto" and on_gpu):
             # In place: assigning torch.compile(model) would prefix every key of the state dict.
             self.model.compile(dynamic=False, fullgraph=True)
+
+    @property
+    def settings(self) -> str:
+        """All settings as text, equal for equal modules."""
+        parts = (self.model.config, self.optimizer_config, self.export_config, self.ttt_config, self.compute_dtype)
+        return " ".join(repr(part) for part in parts)
 
     @property
     def datamodule(self) -> GolfDataModule:

@@ -60,6 +60,11 @@ class GolfDataModule(pl.LightningDataModule):
         self.manifest.verify_files(self.folder, SPLITS if stage == "fit" else ["val"])
 
     @property
+    def settings(self) -> str:
+        """Data and batch shapes as text, equal where the same batches come out."""
+        return f"{self.manifest.fingerprint()} {self.train_packing} {self.val_packing} {self.shuffle_seed}"
+
+    @property
     def manifest(self) -> Manifest:
         """What ``prepare`` wrote down about the folder."""
         return self._load()[0]

@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from golf_lightning.data.batch import IGNORED
 from golf_lightning.data.byte_table import ByteTable
+from golf_lightning.evaluation.scores import bits_per_byte
 
 # T tokens, V vocabulary
 
@@ -33,7 +34,7 @@ class Score:
     @property
     def bpb(self) -> float:
         """Bits per byte against the table's bytes; NaN when nothing was scored."""
-        return self.nats / math.log(2) / self.table_bytes if self.table_bytes else math.nan
+        return bits_per_byte(self.nats, self.table_bytes)
 
     @property
     def nats_per_target(self) -> float:
@@ -51,7 +52,7 @@ class Score:
         partial = self.targets != split_targets
         values = {"bpb": self.bpb, "nats_per_target": self.nats_per_target, **asdict(self), "partial": partial}
         if split_text_bytes and not partial:
-            values["bpb_text"] = self.nats / math.log(2) / split_text_bytes
+            values["bpb_text"] = bits_per_byte(self.nats, split_text_bytes)
         return values
 
 

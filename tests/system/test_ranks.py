@@ -1,6 +1,8 @@
 """The whole path on two processes: the same run as on one."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,3 +32,22 @@ def test_two_ranks_repeat_one_that_accumulates(data: Path, tmp_path: Path) -> No
     assert shared["before_quantization"]["nats"] == pytest.approx(alone["before_quantization"]["nats"], rel=1e-4)
     # One rounding decision of the quantizer may differ after sums in another order.
     assert shared["ttt"]["nats"] == pytest.approx(alone["ttt"]["nats"], rel=1e-3)
+
+
+UNLIKE = """
+import os, sys
+from golf_lightning.__main__ import end_process, main
+
+width = "32" if os.environ["RANK"] == "0" else "48"
+end_process(main(["fit", "--config", sys.argv[1], "--trainer.devices", "2", "--model.gpt.mlp_width", width]))
+"""
+
+
+def test_ranks_with_different_configurations_are_refused_at_the_start(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "unlike.py").write_text(UNLIKE)
+    recipe = write_recipe(tmp_path, data)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29711"]
+    done = subprocess.run([*command, tmp_path / "unlike.py", recipe], capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0
+    assert "error: The model's or the data's configuration" in done.stderr
+    assert not list((tmp_path / "runs").rglob("config.yaml"))
