@@ -7,6 +7,7 @@ from typing_extensions import override
 
 from callbacks.ema import EMA
 from callbacks.order import require_before
+from callbacks.steps import within_step
 from callbacks.wall_clock import WallClock
 from golf_lightning.errors import GolfError
 from golf_lightning.module import GolfModule
@@ -37,7 +38,7 @@ class Checkpoints(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, GolfModule)
-        if trainer.fit_loop._should_accumulate():
+        if within_step(trainer):
             return
         due = self.every_steps > 0 and trainer.global_step % self.every_steps == 0
         if due or trainer.should_stop:

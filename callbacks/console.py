@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from callbacks.steps import within_step
 from golf_lightning.errors import GolfError
 from golf_lightning.module import GolfModule
 from golf_lightning.reporting.console import say
@@ -51,7 +52,7 @@ class Console(pl.Callback):
         loss = loss * trainer.accumulate_grad_batches
         self._loss = loss if self._loss is None else self._loss + loss
         self._batches += 1
-        if trainer.fit_loop._should_accumulate():
+        if within_step(trainer):
             return
         if trainer.should_stop or trainer.global_step % self.every_steps == 0:
             self._report(trainer, pl_module)

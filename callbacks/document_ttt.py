@@ -5,12 +5,13 @@ from typing_extensions import override
 
 from golf_lightning.errors import GolfError
 from golf_lightning.module import GolfModule
-from golf_lightning.reporting.run_folder import artifact_path
-from golf_lightning.stages import load_artifact, score_with_ttt
+from golf_lightning.stages import score_with_ttt
 
 
 class DocumentTTT(pl.Callback):
-    """Reads the artifact back from disk and scores the validation documents, adapting to each one, score first.
+    """Scores the validation documents with the artifact's weights, adapting to each one, score first.
+
+    The export leaves the weights in the module as it has read them back from disk.
 
     Settings are the module's ``ttt``. ``python -m golf_lightning test --ckpt_path artifact.golf`` does the same in a
     process of its own.
@@ -37,6 +38,5 @@ class DocumentTTT(pl.Callback):
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, GolfModule)
-        with pl_module.ledger.stage("load"):
-            load_artifact(pl_module, artifact_path(trainer))
+        assert pl_module.is_artifact, "the export has read its artifact back into the module"
         score_with_ttt(pl_module, pl_module.datamodule.documents())

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from callbacks.steps import within_step
 from golf_lightning.errors import GolfError
 from golf_lightning.module import GolfModule
 
@@ -52,7 +53,7 @@ class EMA(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.fit_loop._should_accumulate():
+        if within_step(trainer):
             return
         parameters = self._parameters(pl_module)
         weight = 1 - self.decay_at(self.steps)

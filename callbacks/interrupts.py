@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from callbacks.ema import EMA
 from callbacks.order import require_before
+from callbacks.steps import within_step
 from golf_lightning.errors import Interrupted
 from golf_lightning.module import GolfModule
 from golf_lightning.reporting.console import say
@@ -56,7 +57,7 @@ class Interrupts(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, GolfModule)
-        if trainer.fit_loop._should_accumulate():
+        if within_step(trainer):
             return
         if number := pl_module.optimizer.exchange.agreed().signal:
             path = last_checkpoint(trainer)

@@ -5,6 +5,7 @@ from typing import Any
 import lightning.pytorch as pl
 from typing_extensions import override
 
+from callbacks.steps import within_step
 from golf_lightning.errors import GolfError
 from golf_lightning.module import GolfModule
 from golf_lightning.optim.clock import TrainingClock
@@ -53,7 +54,7 @@ class WallClock(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, GolfModule)
-        if trainer.fit_loop._should_accumulate():
+        if within_step(trainer):
             return
         # Ending through should_stop, also at max_steps, makes Lightning validate once more before it leaves.
         if 0 < trainer.max_steps <= trainer.global_step or (self.clock is not None and self._late(pl_module)):

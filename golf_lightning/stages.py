@@ -77,18 +77,19 @@ def score_with_ttt(module: GolfModule, stream: DocumentStream) -> None:
 
 def _score(module: GolfModule, stream: DocumentStream, name: str, config: TTTConfig) -> None:
     rank, world_size = module.trainer.global_rank, module.trainer.world_size
-    documents = len(stream.part(max_documents=config.max_documents, fraction=config.fraction))
+    part = stream.part(max_documents=config.max_documents, fraction=config.fraction)
     scores = score_documents(
         module.model,
         stream,
         config,
         token_bytes=module.datamodule.byte_table.count,
-        documents=range(rank, documents, world_size),
+        documents=range(rank, len(part), world_size),
         progress=_say_progress,
         interval_seconds=15.0,
         elapsed_seconds=module.ledger.seconds.get("load", 0.0),
     )
     score = _reduce(scores, module.device, world_size)
+    assert score.targets == part.total_targets, "the ranks together must score every target exactly once"
     module.record_score(name, score, seconds=scores.seconds, targets_per_second=score.targets / scores.seconds)
 
 
