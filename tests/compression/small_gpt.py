@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from golf_lightning.__main__ import end_process
 from golf_lightning.compression.export import ExportConfig, export_model
 from golf_lightning.compression.hessians import collect_hessians
 from golf_lightning.data.batch import IGNORED, PackedBatch
@@ -59,6 +60,7 @@ def spawned_rank(rank: int, work: str, folder: str) -> None:
     result = {"sum": _sum, "uneven": _uneven, "export": _export, "fail": _fail}[work](rank, Path(folder))
     torch.save(result, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
+    end_process(0)
 
 
 def _sum(rank: int, folder: Path) -> dict[str, torch.Tensor]:

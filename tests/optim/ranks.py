@@ -9,6 +9,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
+from golf_lightning.__main__ import end_process
 from golf_lightning.optim.config import OptimizerConfig
 
 SHAPES = {
@@ -52,3 +53,4 @@ def _rank(rank: int, work: Callable[[int], Any], world_size: int, folder: str) -
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size)
     torch.save(work(rank), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
+    end_process(0)
