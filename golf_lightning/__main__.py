@@ -1,5 +1,6 @@
-"""``python -m golf_lightning``: prepare, fit, validate, export, test."""
+"""``python -m golf_lightning``: Lightning's subcommands, and tools that need no trainer."""
 
+import importlib
 import logging
 import os
 import sys
@@ -12,14 +13,19 @@ if TYPE_CHECKING:
     from lightning.pytorch import Callback
 
 
+TOOLS = {
+    "prepare": "golf_lightning.data.commands",
+}
+"""Commands beside Lightning's own, and the module whose ``main(argv)`` runs each, imported only when asked for."""
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns its exit status: 0, 2 for bad input, 128 + number after a signal."""
     argv = sys.argv[1:] if argv is None else argv
     try:
-        if argv[:1] == ["prepare"]:
-            from golf_lightning.data.commands import main as prepare
-
-            return prepare(argv[1:])
+        if argv and argv[0] in TOOLS:
+            status: int = importlib.import_module(TOOLS[argv[0]]).main(argv[1:])
+            return status
         return train(argv)
     except GolfError as error:
         print(f"error: {error}", file=sys.stderr)
