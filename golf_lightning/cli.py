@@ -31,8 +31,9 @@ TRAINER_DEFAULTS: dict[str, Any] = {
 }
 
 
-DESCRIPTION = """Train, compress and score tiny language models. Data folders are made and checked by
-`python -m golf_lightning prepare`, which has a help of its own."""
+DESCRIPTION = """Train, compress and score tiny language models. More commands, each with a help of its own:
+`python -m golf_lightning prepare` makes and checks data folders,
+`python -m golf_lightning bench` measures speed."""
 
 
 class GolfParser(LightningArgumentParser):

@@ -97,7 +97,14 @@ class GolfModule(pl.LightningModule):
             # Ranks that differ would otherwise hang in a collective, or train on in silence.
             assert_same_on_all_ranks(f"{self.settings} {data.settings}", "The model's or the data's configuration")
         self.metric = BitsPerByte(data.byte_table)
-        device = self.trainer.strategy.root_device
+        self.settle(self.trainer.strategy.root_device)
+
+    def settle(self, device: torch.device) -> None:
+        """Choose the compute dtype for a device, check that the backends work there, and compile if asked to.
+
+        Raises:
+            GolfError: a backend cannot work on the device.
+        """
         on_gpu = device.type == "cuda"
         dtype = ("bfloat16" if on_gpu else "float32") if self.compute_dtype == "auto" else self.compute_dtype
         self.model.compute_dtype = getattr(torch, dtype)

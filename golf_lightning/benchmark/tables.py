@@ -1,0 +1,100 @@
+"""What a benchmark shows: tables, a comparison of two runs, and a bar chart of where a micro-batch goes."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from golf_lightning.errors import GolfError
+from golf_lightning.files import write_whole
+
+RATES = {
+    "tokens_per_s": ("tokens/s", "{:,.0f}"),
+    "ms_per_step": ("ms a step", "{:.1f}"),
+    "ms_forward": ("ms a micro-batch, forward", "{:.2f}"),
+    "ms_backward": ("ms a micro-batch, backward", "{:.2f}"),
+    "ms_optimizer": ("ms a step, optimizer and average", "{:.2f}"),
+    "ms_gaps": ("ms a micro-batch between kernels", "{:.2f}"),
+    "host_ms": ("ms of the host to launch a micro-batch", "{:.2f}"),
+    "mfu": ("model FLOP utilization", "{:.1%}"),
+    "peak_memory_gb": ("peak memory, GB", "{:.1f}"),
+    "first_s": ("first micro-batch with compilation, s", "{:.1f}"),
+    "recompiles": ("recompiles in the timed steps", "{:d}"),
+    "lightning_ms_per_step": ("ms a step in Lightning", "{:.1f}"),
+    "lightning_ratio": ("Lightning over bare loop", "{:.4f}"),
+}
+"""Figures of a phase in the order shown: key, label, format."""
+
+
+def phase_name(phase: dict[str, Any]) -> str:
+    """Heading of a phase's column."""
+    return "with recurrence" if phase["recurrent"] else "before recurrence"
+
+
+def print_result(result: dict[str, Any], console: Console) -> None:
+    """Both phases side by side, then the parts of a micro-batch with their floors."""
+    phases = result["phases"]
+    table = Table("", *(phase_name(phase) for phase in phases), title=f"{result['machine']}, torch {result['torch']}")
+    for key, (label, form) in RATES.items():
+        values = [phase.get(key) for phase in phases]
+        if any(value is not None for value in values):
+            table.add_row(label, *("" if value is None else form.format(value) for value in values))
+    console.print(table)
+    columns = [text for phase in phases for text in (phase_name(phase), "floor")]
+    parts = Table("ms a micro-batch", *columns)
+    for part in phases[0]["ms_parts"]:
+        cells = [cell for phase in phases for cell in (phase["ms_parts"][part], phase["ms_floors"][part])]
+        parts.add_row(part, *("" if cell is None else f"{cell:.2f}" for cell in cells))
+    totals = [
+        total
+        for phase in phases
+        for total in (sum(phase["ms_parts"].values()), sum(v for v in phase["ms_floors"].values() if v is not None))
+    ]
+    parts.add_row("sum", *(f"{total:.2f}" for total in totals))
+    console.print(parts)
+
+
+def print_ratios(result: dict[str, Any], other: dict[str, Any], console: Console) -> None:
+    """This result over another one.
+
+    Raises:
+        GolfError: they have different phases.
+    """
+    pairs = list(zip(result["phases"], other["phases"], strict=False))
+    if len(result["phases"]) != len(other["phases"]) or any(a["recurrent"] != b["recurrent"] for a, b in pairs):
+        raise GolfError("The two benchmarks have different phases; run both with the same options.")
+    if result["machine"] != other["machine"]:
+        console.print(f"[bold]different machines:[/] {result['machine']} and {other['machine']}")
+    table = Table("this run over the other", *(phase_name(phase) for phase, _ in pairs))
+    for key, (label, _) in RATES.items():
+        ratios = [mine[key] / theirs[key] if mine.get(key) and theirs.get(key) else None for mine, theirs in pairs]
+        if any(ratio is not None for ratio in ratios):
+            table.add_row(label, *("" if ratio is None else f"{ratio:.3f}" for ratio in ratios))
+    console.print(table)
+
+
+def write_chart(result: dict[str, Any], path: Path) -> None:
+    """A bar for each part of a micro-batch beside its floor, as PNG or SVG by the file's ending."""
+    from matplotlib.figure import Figure
+
+    phases = result["phases"]
+    figure = Figure(figsize=(5 * len(phases), 3.4), layout="constrained")
+    for index, phase in enumerate(phases):
+        axes = figure.add_subplot(1, len(phases), index + 1)
+        names = list(phase["ms_parts"])
+        rows = range(len(names))
+        axes.barh(rows, [phase["ms_parts"][name] for name in names], color="#4477aa", label="measured")
+        floors = [phase["ms_floors"][name] or 0.0 for name in names]
+        axes.barh(rows, floors, height=0.35, color="#ddaa33", label="floor")
+        for row, name in enumerate(names):
+            axes.text(max(phase["ms_parts"][name], floors[row]), row, f" {phase['ms_parts'][name]:.1f}", va="center")
+        axes.set_yticks(rows, names if index == 0 else [""] * len(names))
+        axes.invert_yaxis()
+        axes.margins(x=0.12)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_xlabel("ms a micro-batch")
+        axes.set_title(f"{phase_name(phase)}: {phase['tokens_per_s']:,.0f} tokens/s", fontsize=10)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    with write_whole(path) as file:
+        figure.savefig(file, format=path.suffix.lstrip(".") or "png", dpi=150)
