@@ -1,10 +1,12 @@
 """Compiles before the training clock starts."""
 
+from pathlib import Path
+
 import lightning.pytorch as pl
 from typing_extensions import override
 
 from golf_lightning.module import GolfModule
-from golf_lightning.optim.warmup import random_batch, warm_up
+from golf_lightning.optim.warmup import keep_compiled_code, random_batch, warm_up
 from golf_lightning.reporting.console import say
 
 
@@ -16,10 +18,18 @@ class CompileWarmup(pl.Callback):
 
     Args:
         enabled: whether to warm up; without compilation it only warms caches.
+        cache_folder: where compiled code is kept for later runs and other machines of the same kind; null leaves it
+            where torch, Triton and FlashAttention keep it, or where their environment variables say.
     """
 
-    def __init__(self, enabled: bool = True) -> None:
+    def __init__(self, enabled: bool = True, cache_folder: str | None = None) -> None:
         self.enabled = enabled
+        self.cache_folder = cache_folder
+
+    @override
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if self.cache_folder is not None:
+            keep_compiled_code(Path(self.cache_folder))
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 import lightning.pytorch as pl
 from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from typing_extensions import override
@@ -180,7 +181,14 @@ class GolfCLI(LightningCLI):
 
     @override
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
-        return super()._instantiate_trainer(config, [c for c in callbacks if getattr(c, "enabled", True)])
+        try:
+            return super()._instantiate_trainer(config, [c for c in callbacks if getattr(c, "enabled", True)])
+        except (MisconfigurationException, ModuleNotFoundError, ValueError) as error:
+            reason = " ".join(str(error).split()).rstrip("!.")
+            raise GolfError(
+                f"This machine cannot run the trainer as configured ({reason}); change --trainer.accelerator or "
+                "--trainer.devices, or leave out the overlay that sets them."
+            ) from error
 
 
 def _loggers(folder: Path, subcommand: str) -> list[Logger]:

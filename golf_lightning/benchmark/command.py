@@ -68,10 +68,14 @@ def build_parser() -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace, options: list[str], console: Console) -> dict[str, Any]:
     """Measure, and write the files that were asked for after every phase."""
     # What Lightning's parts import takes seconds, and the help needs none of it.
+    from callbacks.compile_warmup import CompileWarmup
     from golf_lightning.benchmark.lightning_loop import build_run, lightning_ms_per_step
 
     torch.manual_seed(0)
     parts = build_run(options)
+    for callback in parts.trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, CompileWarmup):
+            callback.setup(parts.trainer, parts.model, "fit")  # names the folder for compiled code
     device, module = parts.trainer.strategy.root_device, parts.model
     module.settle(device)
     model, config = module.model.to(device), module.model.config

@@ -42,7 +42,7 @@ def lightning_ms_per_step(options: list[str], *, steps: int, recurrent: bool) ->
         run = build_run(
             [
                 *options,
-                *("--run.root", root, "--clock.budget_s", "null", "--trainer.max_steps", str(SKIPPED + steps)),
+                *("--run.root", root, "--clock.budget_s", "null", "--trainer.max_steps", str(SKIPPED + steps + 1)),
                 *("--trainer.limit_val_batches", "0", "--gptq.at_train_end", "false", "--ttt.enabled", "false"),
                 *("--recurrence.start", "0" if recurrent else "1", "--console.every_steps", "1000000"),
             ]

@@ -27,6 +27,7 @@ MISTAKES = {
     "no end": (["--trainer.max_steps", "-1"], "never end"),
     "recurrence": (["--recurrence.start", "35"], "fraction of the training clock from 0 to 1"),
     "clip": (["--trainer.gradient_clip_val", "1.0"], "set clip_norm of the optimizer"),
+    "accelerator": (["--trainer.accelerator", "gup"], "cannot run the trainer as configured"),
     "order": (["--gptq.at_train_end", "false"], "--ttt.enabled false"),
     "run name": (["--run.name", "a/b"], "without slashes"),
     "backend": (["--model.attention", "fa4"], "needs a CUDA GPU"),
