@@ -53,6 +53,7 @@ class GolfModule(pl.LightningModule):
     Attributes:
         clock: the training clock, or ``None`` when steps drive the schedules.
         is_artifact: whether the weights are those of an artifact, quantized.
+        step_start_s: second of the clock at which this rank began the step under way; rank 0's is what ranks agree on.
         signal: number of a signal that this rank has received and that all ranks are to learn with the next step.
         ledger: seconds by stage.
         result: what the run has to tell; written to the run folder.
@@ -81,6 +82,7 @@ class GolfModule(pl.LightningModule):
         self.is_artifact = False
         self.metric: BitsPerByte | None = None
         self.clock: TrainingClock | None = None
+        self.step_start_s = 0.0
         self.signal = 0
         self.ledger = Ledger()
         self.result = Result()
@@ -143,7 +145,7 @@ class GolfModule(pl.LightningModule):
 
     @override
     def on_train_start(self) -> None:
-        self.optimizer.exchange.reset(self.clock.elapsed() if self.clock is not None else 0.0)
+        self.optimizer.exchange.reset(self.step_start_s)
 
     @override
     def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
@@ -154,7 +156,7 @@ class GolfModule(pl.LightningModule):
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         now = scheduled(self.optimizer_config, self.global_step, self.fraction)
         self.optimizer.set_schedule(now.lr_scale, now.momentum)
-        self.optimizer.exchange.send(self.clock.elapsed() if self.clock is not None else 0.0, self.signal)
+        self.optimizer.exchange.send(self.step_start_s, self.signal)
 
     @override
     def on_validation_epoch_start(self) -> None:

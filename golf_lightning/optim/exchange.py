@@ -46,9 +46,7 @@ class StepExchange:
 
     On CUDA values return through an asynchronous copy into pinned memory. Asking for step k - 2 before launching step
     k makes the host wait at most until the GPU has done step k - 2: step k - 1 still runs, so the GPU never idles, and
-    the host is never more than two steps ahead. The seconds are read when the host launches a step, up to two steps
-    before the GPU ends it, and acted on two steps later: to stop in time, leave room for ``2 * LAG + 1`` steps on CUDA
-    and ``LAG + 1`` on a CPU after the agreed time.
+    the host is never more than two steps ahead.
     """
 
     def __init__(self) -> None:

@@ -32,9 +32,10 @@ class MuonAdamW(torch.optim.Optimizer):
 
     A step, after the closure:
 
-    1. Launch, largest first, the reduce-scatters of the banks (up and down in one, see :class:`BankPool`) and the all-reduce of the embedding's gradient, all in
-       ``communication_dtype``. The embedding travels alone, since it is 99% of what is not in banks: so it
-       overlaps the reduce-scatters, and only kilobytes stand between these and the Newton-Schulz products.
+    1. Launch, largest first, the reduce-scatters of the banks (up and down together, see :class:`BankPool`) and the
+       all-reduce of the embedding's gradient, all in ``communication_dtype``. The embedding travels alone, since it is
+       99% of what is not in banks: so it overlaps the reduce-scatters, and only kilobytes stand between these and the
+       Newton-Schulz products.
     2. Wait for them in the same order; each rank takes the squared norm of its shards.
     3. One packed float32 all-reduce: the gradients of the vectors, the squared norm, and the :class:`StepExchange`
        (rank 0's clock and the signals). The clip factor stays on the device.
