@@ -45,6 +45,7 @@ def named_callbacks() -> "dict[str, type[Callback]]":
     from callbacks.ema import EMA
     from callbacks.gptq_export import GPTQExport
     from callbacks.interrupts import Interrupts
+    from callbacks.rank_watch import RankWatch
     from callbacks.recurrence import RecurrenceSwitch
     from callbacks.run_folder import RunFolder
     from callbacks.wall_clock import WallClock
@@ -58,6 +59,7 @@ def named_callbacks() -> "dict[str, type[Callback]]":
         "console": Console,
         "checkpoints": Checkpoints,
         "interrupts": Interrupts,
+        "ranks": RankWatch,
         "gptq": GPTQExport,
         "ttt": DocumentTTT,
     }

@@ -37,6 +37,11 @@ class _Parcel:
     returned: Tensor
     done: torch.cuda.Event | None = field(default=None)
 
+    def wait(self) -> None:
+        """Wait until it has come back, which is seldom asked for before it has."""
+        if self.done is not None and not self.done.query():
+            self.done.synchronize()
+
 
 class StepExchange:
     """Sends the clock and a signal with each step and hands out what all ranks agreed on, ``LAG`` steps later.
@@ -93,8 +98,7 @@ class StepExchange:
         if step < 0:
             return Agreed(self._start_s, 0)
         parcel = self._parcels[step % len(self._parcels)]
-        if parcel.done is not None:
-            parcel.done.synchronize()
+        parcel.wait()
         elapsed_s, *counts = parcel.returned.tolist()
         return Agreed(elapsed_s, max(number for number, count in enumerate(counts) if count or number == 0))
 
@@ -103,9 +107,7 @@ class StepExchange:
         if not self._parcels:
             self._parcels = [_parcel(slots.device) for _ in range(LAG + 1)]
         parcel = self._parcels[self._steps % len(self._parcels)]
-        if parcel.done is not None:
-            # The copy that last read this memory must be over before it changes.
-            parcel.done.synchronize()
+        parcel.wait()  # the copy that last read this memory must be over before it changes
         parcel.outgoing.zero_()
         if rank == 0:
             parcel.outgoing[0] = self._elapsed_s
