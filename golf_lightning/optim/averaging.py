@@ -110,8 +110,12 @@ class BankPool:
         dist.gather(shard_SV, parts, dst=dist.get_global_rank(self._group, to), group=self._group)
         if parts is None:
             return {}
-        whole_PV = torch.cat([part.cpu() for part in parts])
-        return {p: self._of(p, whole_PV).clone() for p in self.parameters}
+        rows_V = [row_V for part_SV in parts for row_V in part_SV]
+        whole = {parameter: torch.empty(parameter.shape, dtype=torch.float32) for parameter in self.parameters}
+        for parameter, full_NRC in whole.items():
+            for index, matrix_RC in enumerate(full_NRC, start=self._pieces[parameter].offset):
+                matrix_RC.copy_(rows_V[index].view(matrix_RC.shape))
+        return whole
 
     def wire_bytes(self) -> int:
         """Bytes that each rank sends in one reduce-scatter or one all-gather (ring)."""
@@ -119,10 +123,9 @@ class BankPool:
             return 0
         return self._whole_PV.nbytes - self._shard_SV.nbytes
 
-    def _of(self, parameter: nn.Parameter, whole_PV: Tensor | None = None) -> Tensor:
+    def _of(self, parameter: nn.Parameter) -> Tensor:
         offset = self._pieces[parameter].offset
-        whole_PV = self._whole_PV if whole_PV is None else whole_PV
-        return whole_PV[offset : offset + len(parameter)].view(parameter.shape)
+        return self._whole_PV[offset : offset + len(parameter)].view(parameter.shape)
 
     def _cut_up(self, shard_SV: Tensor) -> list[tuple[nn.Parameter, Tensor]]:
         return [

@@ -1,6 +1,5 @@
 """The same loss curve over 50 steps from the same global batches, on 1, 2 and 4 gloo processes."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest

@@ -73,6 +73,13 @@ def test_saved_state_is_full(ranks: list[dict[str, Any]]) -> None:
     assert shapes == SHAPES
 
 
+def test_saving_holds_one_pool_on_one_rank_and_shards_elsewhere(ranks: list[dict[str, Any]]) -> None:
+    # Pools of 6, 4 and 4 matrices after padding, half of each on a rank, 4 bytes a value.
+    shards = [3 * 24 * 12 * 4, 2 * 12 * 12 * 4, 2 * 6 * 12 * 4]
+    assert ranks[1]["exact"]["held while saving"] == shards
+    assert ranks[0]["exact"]["held while saving"] == [3 * shard for shard in shards]
+
+
 @pytest.mark.parametrize("rank, when", [(1, "other rank refuses"), (0, "stale refused"), (1, "stale refused")])
 def test_a_part_of_the_state_is_never_saved_for_the_whole(ranks: list[dict[str, Any]], rank: int, when: str) -> None:
     assert ranks[rank]["exact"][when]

@@ -34,6 +34,33 @@ def test_two_ranks_repeat_one_that_accumulates(data: Path, tmp_path: Path) -> No
     assert shared["ttt"]["nats"] == pytest.approx(alone["ttt"]["nats"], rel=1e-3)
 
 
+def test_ranks_whose_clocks_differ_do_the_same_in_every_step(data: Path, tmp_path: Path) -> None:
+    """Rank 1's clock runs twice as fast; learning rate, momentum, recurrence and the stop follow rank 0's."""
+    budget_s, reserve_s = 8.0, 1.0
+    recipe = write_recipe(
+        tmp_path,
+        data,
+        trainer={"devices": 2, "max_steps": -1},
+        clock={"budget_s": budget_s, "reserve_s": reserve_s},
+        recurrence={"start": 0.5},
+        gptq={"at_train_end": False},
+        ttt={"enabled": False},
+        ranks={"check_every_steps": 10},
+    )
+    script = Path(__file__).with_name("rank_log.py")
+    command = [sys.executable, script, tmp_path, "fit", "--config", recipe]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=script.parents[2])
+    assert done.returncode == 0, done.stderr
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert first["steps"] == second["steps"]
+    assert second["clock_s"] > 1.5 * first["clock_s"]
+    assert 0.5 * budget_s < first["clock_s"] <= budget_s
+    steps, rates, _, recurrent, stops = zip(*first["steps"], strict=True)
+    assert recurrent[0] is False and recurrent[-1] is True
+    assert rates[-1] < 0.5 * rates[0]
+    assert [stop for stop in stops if stop] == [True]
+
+
 UNLIKE = """
 import os, sys
 from golf_lightning.__main__ import end_process, main
