@@ -7,6 +7,8 @@ from torch.distributed.distributed_c10d import _get_default_store
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from callbacks.ema import EMA
+from callbacks.order import require_before
 from callbacks.steps import within_step
 from golf_lightning.errors import GolfError
 from golf_lightning.module import GolfModule
@@ -23,8 +25,9 @@ class RankWatch(pl.Callback):
     Args:
         timeout_s: seconds that a micro-batch and its step may take before the run ends with an error; 0 never ends it.
             Choose more where steps compile, which they do without warm-up.
-        check_every_steps: optimizer steps between two checks that all parameters are bit-equal on all ranks; the end
-            of training is checked too. 0 checks nothing. A check waits for the device and sends 16 bytes a parameter.
+        check_every_steps: optimizer steps between two checks that all parameters are bit-equal on all ranks; the
+            averaged ones are checked at the end of training. 0 checks nothing. A check waits for the device and sends
+            16 bytes a parameter tensor.
     """
 
     def __init__(self, timeout_s: float = 25.0, check_every_steps: int = 0) -> None:
@@ -35,6 +38,10 @@ class RankWatch(pl.Callback):
         self.timeout_s = timeout_s
         self.check_every_steps = check_every_steps
         self._watch: StepWatch | None = None
+
+    @override
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        require_before(trainer, self, EMA)  # at the end of training it checks the average
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -61,8 +68,7 @@ class RankWatch(pl.Callback):
     ) -> None:
         if within_step(trainer):
             return
-        due = self.check_every_steps > 0 and trainer.global_step % self.check_every_steps == 0
-        if due or (self.check_every_steps > 0 and trainer.should_stop):
+        if self.check_every_steps > 0 and trainer.global_step % self.check_every_steps == 0:
             assert isinstance(pl_module, GolfModule)
             assert_parameters_equal(pl_module.model.named_parameters())
         self._progress()
@@ -80,6 +86,9 @@ class RankWatch(pl.Callback):
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._close()
+        if self.check_every_steps > 0:
+            assert isinstance(pl_module, GolfModule)
+            assert_parameters_equal(pl_module.model.named_parameters())
 
     @override
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:

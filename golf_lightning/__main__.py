@@ -57,9 +57,9 @@ def named_callbacks() -> "dict[str, type[Callback]]":
         "recurrence": RecurrenceSwitch,
         "ema": EMA,
         "console": Console,
+        "ranks": RankWatch,
         "checkpoints": Checkpoints,
         "interrupts": Interrupts,
-        "ranks": RankWatch,
         "gptq": GPTQExport,
         "ttt": DocumentTTT,
     }

@@ -74,7 +74,8 @@ def test_weights_and_buffers_are_bit_equal_on_both_ranks(two: Fit) -> None:
 
 
 def test_a_steady_step_runs_only_the_collectives_of_the_optimizer(two: Fit) -> None:
-    # Three steps of two pools of banks, up and down in one; Lightning's broadcast of a SIGTERM flag would show up as broadcast or all_reduce.
+    # Three steps of two pools of banks, up and down in one; Lightning's broadcast of a SIGTERM flag would show up as
+    # broadcast or all_reduce.
     counts = sorted(two.results[0]["calls"].items())
     assert [(name.rsplit("_", 1)[0] if "reduce_s" in name else name[:10], n) for name, n in counts] == [
         ("all_gather", 6),

@@ -18,7 +18,7 @@ from golf_lightning.optim.clock import TrainingClock
 
 
 class RankLog(pl.Callback):
-    """Notes step, learning rate, momentum and recurrence of each step, and whether training stops after it.
+    """Notes step, learning rate, momentum and recurrence of each step.
 
     Args:
         folder: where the file goes, when training ends.
@@ -30,8 +30,7 @@ class RankLog(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *arguments: Any) -> None:
         muon = next(group for group in pl_module.optimizer.param_groups if group["kind"] == "muon")
-        done = (trainer.global_step, muon["lr"], muon["momentum"], pl_module.model.recurrent, trainer.should_stop)
-        self.steps.append(done)
+        self.steps.append((trainer.global_step, muon["lr"], muon["momentum"], pl_module.model.recurrent))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         seen = {"steps": self.steps, "clock_s": pl_module.clock.elapsed()}

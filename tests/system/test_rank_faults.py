@@ -41,6 +41,7 @@ def processes_with(text: str) -> list[str]:
         ("freezes", 1, "lightning", "error: rank 0 stops: no step for 4 s, and ranks [1] do not answer", ""),
         ("is killed", 1, "lightning", "error: rank 1 (process", "ended of SIGKILL, so the run ends"),
         ("exits", 1, "torchrun", "", "exitcode  : 7"),
+        ("drifts", 1, "lightning", "error: The parameters of ranks [1] differ from rank 0's", "continue from its last"),
         # The user's own process is the one that died; the shell says so.
         ("is killed", 0, "lightning", "", ""),
     ],
@@ -53,7 +54,7 @@ def test_the_whole_run_ends_with_the_error_of_the_rank_that_failed(
         data,
         trainer={"devices": 2, "max_steps": 1000},
         checkpoints={"every_steps": 2},
-        ranks={"timeout_s": 4.0},
+        ranks={"timeout_s": 4.0, "check_every_steps": 1},
     )
     starter = TORCHRUN if launcher == "torchrun" else ()
     command = [sys.executable, *starter, str(FAULTY), way, str(rank), "fit", "--config", str(recipe)]
