@@ -44,23 +44,27 @@ def how_it_ended(status: int) -> str:
 
 
 class ProcessWatch(threading.Thread):
-    """Ends this process, rank 0, and all ranks that it started, when one of them has failed.
+    """Ends this process, the first rank of a host, and all ranks that it started, when one of them has failed.
 
     Lightning's launcher does that too, but without a word and only every 5 seconds.
 
     Args:
-        processes: the started ranks, from rank 1 on.
+        processes: the started ranks, in order.
+        first_rank: rank of the first of them.
         interval_s: seconds between looks.
     """
 
-    def __init__(self, processes: Sequence["subprocess.Popen[bytes]"], interval_s: float = 0.5) -> None:
+    def __init__(
+        self, processes: Sequence["subprocess.Popen[bytes]"], first_rank: int = 1, interval_s: float = 0.5
+    ) -> None:
         super().__init__(daemon=True, name="process-watch")
         self.processes = processes
+        self.first_rank = first_rank
         self.interval_s = interval_s
 
     def run(self) -> None:
         while not all(process.poll() == 0 for process in self.processes):
-            for rank, process in enumerate(self.processes, start=1):
+            for rank, process in enumerate(self.processes, start=self.first_rank):
                 if status := process.poll():
                     if status in INTERRUPTED:
                         time.sleep(2 * GRACE_S)

@@ -83,8 +83,8 @@ class StepWatch(threading.Thread):
         if len(behind) < len(progress):
             return f"rank {self.rank} stops: it waited {stood_s:g} s for ranks {behind}"
         return self._where(
-            f"error: all ranks wait for each other since {stood_s:g} s, so a connection between them is lost; "
-            f"rank {self.rank} stands here:"
+            f"error: no rank got further for {stood_s:g} s: they have lost each other, or a step takes longer than "
+            f"--ranks.timeout_s allows; rank {self.rank} stands here:"
         )
 
     def _compare(self) -> dict[int, int]:

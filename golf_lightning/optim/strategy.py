@@ -58,7 +58,7 @@ class MuonStrategy(DDPStrategy):
         ):
             die_with_parent()
         if self._started:
-            ProcessWatch(self._started).start()
+            ProcessWatch(self._started, first_rank=self.node_rank * self.num_processes + 1).start()
         super().setup_environment()
 
     @override

@@ -11,8 +11,7 @@ import pytest
 import torch
 from gpu_run import write_gpu_recipe
 from small_run import make_data
-
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+from steady_trace import MARK, SteadyTrace
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +31,30 @@ def trace(data: Path, folder: Path, devices: int) -> dict[str, Any]:
     return json.loads(out.read_text())
 
 
+def call(name: str, begin: float, length: float, correlation: int, cat: str = "cuda_runtime") -> dict[str, Any]:
+    return {"ph": "X", "cat": cat, "name": name, "ts": begin, "dur": length, "args": {"correlation": correlation}}
+
+
+def test_the_trace_tells_waits_and_what_the_device_still_had_to_do() -> None:
+    """A kernel launched before the marked steps, one launched in them, and two waits: one ends too late."""
+    events = [
+        {"ph": "X", "cat": "user_annotation", "name": MARK, "ts": 100.0, "dur": 200.0},
+        call("cudaLaunchKernel", 90.0, 1.0, 1),
+        call("kernel_a", 95.0, 55.0, 1, "kernel"),
+        call("cudaEventSynchronize", 110.0, 10.0, 2),
+        call("cudaLaunchKernel", 130.0, 1.0, 3),
+        call("kernel_b", 150.0, 30.0, 3, "kernel"),
+        call("cudaStreamSynchronize", 140.0, 60.0, 4),
+        call("cudaMemcpyAsync", 210.0, 1.0, 5),
+        call("cudaDeviceSynchronize", 400.0, 1.0, 6),
+    ]
+    summary = SteadyTrace("unused.json", first=8, last=11)._summary(events)
+    assert summary["calls"] == {"cudaEventSynchronize": 1, "cudaStreamSynchronize": 1}
+    assert summary["queued_us"] == [30.0, -20.0]
+    assert (summary["steps"], summary["kernels"]) == (3, 2)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("devices", [1, 2])
 def test_a_steady_step_never_lets_the_device_run_dry(data: Path, tmp_path: Path, devices: int) -> None:
     if torch.cuda.device_count() < devices:
