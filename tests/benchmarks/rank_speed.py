@@ -34,14 +34,26 @@ from golf_lightning.optim.config import OptimizerConfig
 from golf_lightning.optim.muon import MuonAdamW
 
 MATRIX_FLOPS, MEMORY_BYTES_PER_S = 790e12, 4.3e12
+QUEUE_CYCLES = 20_000_000
+"""Clock cycles for which the device is kept waiting, about 10 ms: longer than the host launches an optimizer step."""
+
 PROBE_BYTES = {"cuda": 256 << 20, "cpu": 4 << 20}
 """Size of the all-gather whose bandwidth the floor takes."""
 
 
 def timed_ms(
-    work: Callable[[], Any], device: torch.device, repeat: int, before: Callable[[], Any] | None = None
+    work: Callable[[], Any],
+    device: torch.device,
+    repeat: int,
+    *,
+    before: Callable[[], Any] | None = None,
+    queued: bool = False,
 ) -> float:
-    """Median milliseconds of ``work`` on the device; ranks begin together."""
+    """Median milliseconds of ``work``; ranks begin together.
+
+    On a GPU it starts with an empty queue, so the host's launches count; ``queued`` lets the device wait for them
+    first, as it does in a training step.
+    """
     spent = []
     for _ in range(repeat + 2):
         if before is not None:
@@ -52,6 +64,8 @@ def timed_ms(
         synchronize(device)
         if device.type == "cuda":
             begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            if queued:
+                torch.cuda._sleep(QUEUE_CYCLES)
             begin.record()
             work()
             end.record()
@@ -132,6 +146,7 @@ def optimizer_part(args: argparse.Namespace, device: torch.device) -> dict[str, 
     result: dict[str, Any] = {
         "world_size": world_size,
         "ms_step": timed_ms(optimizer.step, device, args.repeat, before=fill),
+        "ms_step_queued": timed_ms(optimizer.step, device, args.repeat, before=fill, queued=True),
         "wire_bytes": optimizer.wire_bytes(),
         "floor_ms_products": newton_schulz_flops(args, world_size) / MATRIX_FLOPS * 1e3,
         "floor_ms_memory": memory_bytes(args, world_size) / MEMORY_BYTES_PER_S * 1e3,
