@@ -27,8 +27,8 @@ class WallClock(pl.Callback):
     second at which rank 0 began a step. It travels with that step's gradients and is read after the next one is
     launched, so on a CPU it is 3 steps before the end of the step to be decided on. On a GPU it is 4: the host begins a
     step when the device has done all but the last one launched. Training stops when that many steps of the median
-    length, and a quarter of one, do not fit any more. Without a budget, training ends at the Trainer's ``max_steps``
-    and schedules follow steps.
+    length, and a quarter of one, do not fit any more; schedules count the same steps on top of the agreed second.
+    Without a budget, training ends at the Trainer's ``max_steps`` and schedules follow steps.
 
     Args:
         budget_s: training budget in seconds, or null for none.
@@ -55,6 +55,8 @@ class WallClock(pl.Callback):
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, GolfModule)
+        self._last_s = None
+        self._steps_s.clear()
         if self.clock is not None:
             pl_module.step_start_s = self.clock.elapsed()
             if pl_module.step_start_s >= self.clock.train_s:  # a finished run, resumed to repeat what follows training
@@ -75,7 +77,10 @@ class WallClock(pl.Callback):
             pl_module.step_start_s = self.clock.elapsed()
 
     def _late(self, module: GolfModule) -> bool:
-        """Whether the next step would end too late. Every rank comes to the same result: only agreed times count."""
+        """Whether the next step would end too late, and how old the agreed time is when it begins.
+
+        Every rank comes to the same results: only agreed times count.
+        """
         assert self.clock is not None
         agreed_s = module.optimizer.exchange.agreed().elapsed_s
         if self._last_s is not None and agreed_s > self._last_s:
@@ -83,8 +88,9 @@ class WallClock(pl.Callback):
         self._last_s = agreed_s
         if not self._steps_s:
             return False
-        steps = LAG + (2 if module.device.type == "cuda" else 1)
-        return agreed_s + (steps + SPARE_STEPS) * statistics.median(self._steps_s) > self.clock.train_s
+        step_s = statistics.median(self._steps_s)
+        module.lag_s = (LAG + (1 if module.device.type == "cuda" else 0)) * step_s
+        return agreed_s + module.lag_s + (1 + SPARE_STEPS) * step_s > self.clock.train_s
 
     @override
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -54,6 +54,7 @@ class GolfModule(pl.LightningModule):
         clock: the training clock, or ``None`` when steps drive the schedules.
         is_artifact: whether the weights are those of an artifact, quantized.
         step_start_s: second of the clock at which this rank began the step under way; rank 0's is what ranks agree on.
+        lag_s: how much older the agreed second is than the step about to begin, as the clock estimates it on all ranks.
         signal: number of a signal that this rank has received and that all ranks are to learn with the next step.
         ledger: seconds by stage.
         result: what the run has to tell; written to the run folder.
@@ -83,6 +84,7 @@ class GolfModule(pl.LightningModule):
         self.metric: BitsPerByte | None = None
         self.clock: TrainingClock | None = None
         self.step_start_s = 0.0
+        self.lag_s = 0.0
         self.signal = 0
         self.ledger = Ledger()
         self.result = Result()
@@ -139,7 +141,7 @@ class GolfModule(pl.LightningModule):
     def fraction(self) -> float:
         """Part of the training that has passed, in [0, 1]; the same on every rank and throughout a step."""
         if self.clock is not None:
-            return self.clock.fraction(self.optimizer.exchange.agreed().elapsed_s)
+            return self.clock.fraction(self.optimizer.exchange.agreed().elapsed_s + self.lag_s)
         steps = self.trainer.max_steps
         return min(1.0, self.global_step / steps) if steps and steps > 0 else 0.0
 
