@@ -7,6 +7,7 @@ from typing_extensions import override
 
 from callbacks.ema import EMA
 from callbacks.order import require_before
+from callbacks.rank_watch import RankWatch
 from callbacks.steps import within_step
 from callbacks.wall_clock import WallClock
 from golf_lightning.errors import GolfError
@@ -30,8 +31,8 @@ class Checkpoints(pl.Callback):
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        # What is saved must include the step just done, and the clock's decision to stop.
-        require_before(trainer, self, WallClock, EMA)
+        # What is saved must include the step just done, and the clock's decision to stop, and have passed the check.
+        require_before(trainer, self, WallClock, EMA, RankWatch)
 
     @override
     def on_train_batch_end(

@@ -46,6 +46,7 @@ def named_callbacks() -> "dict[str, type[Callback]]":
     from callbacks.ema import EMA
     from callbacks.gptq_export import GPTQExport
     from callbacks.interrupts import Interrupts
+    from callbacks.rank_watch import RankWatch
     from callbacks.recurrence import RecurrenceSwitch
     from callbacks.run_folder import RunFolder
     from callbacks.wall_clock import WallClock
@@ -57,6 +58,7 @@ def named_callbacks() -> "dict[str, type[Callback]]":
         "recurrence": RecurrenceSwitch,
         "ema": EMA,
         "console": Console,
+        "ranks": RankWatch,
         "checkpoints": Checkpoints,
         "interrupts": Interrupts,
         "gptq": GPTQExport,

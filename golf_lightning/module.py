@@ -53,6 +53,8 @@ class GolfModule(pl.LightningModule):
     Attributes:
         clock: the training clock, or ``None`` when steps drive the schedules.
         is_artifact: whether the weights are those of an artifact, quantized.
+        step_start_s: second of the clock at which this rank began the step under way; rank 0's is what ranks agree on.
+        lag_s: how much older the agreed second is than the step about to begin, as the clock estimates it on all ranks.
         signal: number of a signal that this rank has received and that all ranks are to learn with the next step.
         ledger: seconds by stage.
         result: what the run has to tell; written to the run folder.
@@ -81,6 +83,8 @@ class GolfModule(pl.LightningModule):
         self.is_artifact = False
         self.metric: BitsPerByte | None = None
         self.clock: TrainingClock | None = None
+        self.step_start_s = 0.0
+        self.lag_s = 0.0
         self.signal = 0
         self.ledger = Ledger()
         self.result = Result()
@@ -144,13 +148,13 @@ class GolfModule(pl.LightningModule):
     def fraction(self) -> float:
         """Part of the training that has passed, in [0, 1]; the same on every rank and throughout a step."""
         if self.clock is not None:
-            return self.clock.fraction(self.optimizer.exchange.agreed().elapsed_s)
+            return self.clock.fraction(self.optimizer.exchange.agreed().elapsed_s + self.lag_s)
         steps = self.trainer.max_steps
         return min(1.0, self.global_step / steps) if steps and steps > 0 else 0.0
 
     @override
     def on_train_start(self) -> None:
-        self.optimizer.exchange.reset(self.clock.elapsed() if self.clock is not None else 0.0)
+        self.optimizer.exchange.reset(self.step_start_s)
 
     @override
     def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
@@ -161,7 +165,7 @@ class GolfModule(pl.LightningModule):
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         now = scheduled(self.optimizer_config, self.global_step, self.fraction)
         self.optimizer.set_schedule(now.lr_scale, now.momentum)
-        self.optimizer.exchange.send(self.clock.elapsed() if self.clock is not None else 0.0, self.signal)
+        self.optimizer.exchange.send(self.step_start_s, self.signal)
 
     @override
     def on_validation_epoch_start(self) -> None:

@@ -63,7 +63,7 @@ def measure_phase(step: Step, *, recurrent: bool, steps: int, ceilings: Ceilings
     first_s = _seconds_of_micro_batch(step)
     for _ in range(2):
         step.run()
-    _wait(device)
+    synchronize(device)
     host_ms = 1e3 * _seconds_of_micro_batch(step, wait=False)
     if cuda:
         torch.cuda.reset_peak_memory_stats()
@@ -73,7 +73,7 @@ def measure_phase(step: Step, *, recurrent: bool, steps: int, ceilings: Ceilings
     losses = [step.run(clock.mark) for _ in range(steps)]
     if cuda:
         torch.cuda.set_sync_debug_mode("default")
-    _wait(device)
+    synchronize(device)
     elapsed = time.perf_counter() - started
     recompiles = _compiled_graphs() - graphs
     memory = torch.cuda.max_memory_allocated() / 1e9 if cuda else None
@@ -109,10 +109,10 @@ def _seconds_of_micro_batch(step: Step, *, wait: bool = True) -> float:
     started = time.perf_counter()
     step.micro_batch()
     if wait:
-        _wait(step.device)
+        synchronize(step.device)
     seconds = time.perf_counter() - started
     step.optimizer.zero_grad()
-    _wait(step.device)
+    synchronize(step.device)
     return seconds
 
 
@@ -120,6 +120,7 @@ def _compiled_graphs() -> int:
     return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
 
-def _wait(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
+    """Wait for the device."""
     if device.type == "cuda":
         torch.cuda.synchronize()

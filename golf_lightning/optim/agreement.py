@@ -29,7 +29,7 @@ def assert_same_on_all_ranks(value: str, what: str = "The configuration") -> Non
 
 
 def assert_parameters_equal(named_parameters: Iterable[tuple[str, Tensor]]) -> None:
-    """Compare the bits of all parameters between ranks by two checksums each; 16 bytes a parameter travel.
+    """Compare the bits of all parameters between ranks by two checksums each; 16 bytes a tensor travel.
 
     The checksums are the sum and the position-weighted sum of the bits, as integers, so an equal run never fails and
     a changed, moved or swapped value is found. Waits for the device: ask for it now and then, not every step.

@@ -37,6 +37,11 @@ class _Parcel:
     returned: Tensor
     done: torch.cuda.Event | None = field(default=None)
 
+    def wait(self) -> None:
+        """Wait until it has come back, which is seldom asked for before it has."""
+        if self.done is not None and not self.done.query():
+            self.done.synchronize()
+
 
 class StepExchange:
     """Sends the clock and a signal with each step and hands out what all ranks agreed on, ``LAG`` steps later.
@@ -46,9 +51,7 @@ class StepExchange:
 
     On CUDA values return through an asynchronous copy into pinned memory. Asking for step k - 2 before launching step
     k makes the host wait at most until the GPU has done step k - 2: step k - 1 still runs, so the GPU never idles, and
-    the host is never more than two steps ahead. The seconds are read when the host launches a step, up to two steps
-    before the GPU ends it, and acted on two steps later: to stop in time, leave room for ``2 * LAG + 1`` steps on CUDA
-    and ``LAG + 1`` on a CPU after the agreed time.
+    the host is never more than two steps ahead.
     """
 
     def __init__(self) -> None:
@@ -95,8 +98,7 @@ class StepExchange:
         if step < 0:
             return Agreed(self._start_s, 0)
         parcel = self._parcels[step % len(self._parcels)]
-        if parcel.done is not None:
-            parcel.done.synchronize()
+        parcel.wait()
         elapsed_s, *counts = parcel.returned.tolist()
         return Agreed(elapsed_s, max(number for number, count in enumerate(counts) if count or number == 0))
 
@@ -105,9 +107,7 @@ class StepExchange:
         if not self._parcels:
             self._parcels = [_parcel(slots.device) for _ in range(LAG + 1)]
         parcel = self._parcels[self._steps % len(self._parcels)]
-        if parcel.done is not None:
-            # The copy that last read this memory must be over before it changes.
-            parcel.done.synchronize()
+        parcel.wait()  # the copy that last read this memory must be over before it changes
         parcel.outgoing.zero_()
         if rank == 0:
             parcel.outgoing[0] = self._elapsed_s

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from golf_lightning.errors import GolfError
-from golf_lightning.optim.averaging import LargeGradient, PackedGradients, ShardedBank
+from golf_lightning.optim.averaging import BankPool, LargeGradient, PackedGradients
 from golf_lightning.optim.config import DTYPES, OptimizerConfig
 from golf_lightning.optim.exchange import StepExchange
 from golf_lightning.optim.newton_schulz import COEFFICIENTS
@@ -32,19 +32,20 @@ class MuonAdamW(torch.optim.Optimizer):
 
     A step, after the closure:
 
-    1. Launch, largest first, the reduce-scatters of the banks and the all-reduce of the embedding's gradient, all in
-       ``communication_dtype``. The embedding travels alone, since it is 99% of what is not in banks: so it
-       overlaps the reduce-scatters, and only kilobytes stand between these and the Newton-Schulz products.
+    1. Launch, largest first, the reduce-scatters of the banks (up and down together, see :class:`BankPool`) and the
+       all-reduce of the embedding's gradient, all in ``communication_dtype``. The embedding travels alone, since it is
+       99% of what is not in banks: so it overlaps the reduce-scatters, and only kilobytes stand between these and the
+       Newton-Schulz products.
     2. Wait for them in the same order; each rank takes the squared norm of its shards.
     3. One packed float32 all-reduce: the gradients of the vectors, the squared norm, and the :class:`StepExchange`
        (rank 0's clock and the signals). The clip factor stays on the device.
-    4. Bank by bank, largest first: momentum and Newton-Schulz on the own shard, then launch the all-gather of its
-       update. The next bank and AdamW run while updates travel.
+    4. Pool by pool, largest first: momentum and Newton-Schulz on the own shard, then launch the all-gather of its
+       updates. The next pool and AdamW run while updates travel.
     5. Wait for each update in launch order and apply it. Gradients are set to None.
 
-    On the wire, per rank and step with a ring of W ranks: a bank padded from N to P matrices sends (W-1)/W of its P R C
+    On the wire, per rank and step with a ring of W ranks: a pool of P matrices after padding sends (W-1)/W of its
     values twice, the embedding 2 (W-1)/W of its values, the packed buffer the same with 4 bytes a value. The
-    full size on 8 ranks in bfloat16: 75.2 MB + 75.2 MB for banks (padded to 43.0 M values), 14.7 MB for the
+    full size on 8 ranks in bfloat16: 60.6 MB + 60.6 MB for banks (padded to 34.6 M values), 14.7 MB for the
     embedding, 0.2 MB packed; :meth:`wire_bytes` computes it. One process runs the same code without collectives.
 
     The momentum is sharded over ranks. ``state_dict`` holds full tensors, so any number of ranks can continue from it,
@@ -85,7 +86,7 @@ class MuonAdamW(torch.optim.Optimizer):
         self.exchange = StepExchange()
         self._named = {name: [parameter for _, parameter in named] for name, named in members.items()}
         self._group: dist.ProcessGroup | None = None
-        self._banks: list[ShardedBank] = []
+        self._pools: list[BankPool] = []
         self._large: list[LargeGradient] = []
         self._packed: PackedGradients | None = None
         self._full_momentum: dict[nn.Parameter, Tensor] | None = None
@@ -124,26 +125,26 @@ class MuonAdamW(torch.optim.Optimizer):
                 loss = closure()
         packed = self._prepare()
         self._full_momentum = None
-        senders: list[ShardedBank | LargeGradient] = [*self._banks, *self._large]
-        for sender in sorted(senders, key=lambda sender: -sender.parameter.numel()):
-            sender.launch_gradient()
-        shards = [bank.gradient() for bank in self._banks]
+        self._launch_gradients()
+        shards = [pool.gradients() for pool in self._pools]
+        banks = [gradient_SRC for pool in shards for _, gradient_SRC in pool if len(gradient_SRC)]
         large = [sender.gradient() for sender in self._large]
-        packed.square.copy_(square_norm(shards, self._device))
+        packed.square.copy_(square_norm(banks, self._device))
         self.exchange.write(packed.slots, 0 if self._group is None else dist.get_rank(self._group))
         small = packed.reduce()
         self.exchange.read(packed.slots)
         self.grad_norm = (packed.square + square_norm([*large, *small], self._device)).sqrt()
         if self.config.clip_norm > 0:
             factor = (self.config.clip_norm / (self.grad_norm + 1e-6)).clamp_max(1.0)
-            torch._foreach_mul_([*shards, *large, *small], factor)
-        for bank, gradient_SRC in zip(self._banks, shards, strict=True):
-            self._launch_update(bank, gradient_SRC)
+            torch._foreach_mul_([*banks, *large, *small], factor)
+        for pool, gradients in zip(self._pools, shards, strict=True):
+            pool.launch_updates([self._muon_update(bank, gradient_SRC) for bank, gradient_SRC in gradients])
         self._update_by_adamw("embedding", large)
         self._update_by_adamw("vectors", small)
-        for bank in self._banks:
+        for pool in self._pools:
             settings = self._settings("banks")
-            apply_muon(bank.parameter, bank.update(), settings["lr"], settings["weight_decay"])
+            for bank, update_NRC in pool.updates():
+                apply_muon(bank, update_NRC, settings["lr"], settings["weight_decay"])
         self.zero_grad(set_to_none=True)
         return loss
 
@@ -155,9 +156,10 @@ class MuonAdamW(torch.optim.Optimizer):
         if self._group is None:
             return
         self._prepare()
-        full = {b.parameter: b.gather(self.state[b.parameter]["momentum"], to) for b in self._banks if self.state}
+        momenta = {p: self.state[p]["momentum"] for p in self._named["banks"] if self.state}
+        full = [pool.gather(momenta, to) for pool in self._pools if self.state]
         here = dist.get_rank(self._group) == to
-        self._full_momentum = {p: momentum for p, momentum in full.items() if momentum is not None} if here else None
+        self._full_momentum = {p: momentum for part in full for p, momentum in part.items()} if here else None
 
     def state_dict(self) -> dict[str, Any]:
         """The state with full tensors, in torch's format; with several ranks, after :meth:`consolidate_state_dict`."""
@@ -184,7 +186,7 @@ class MuonAdamW(torch.optim.Optimizer):
                 "continue with the configuration that saved it."
             )
         self._prepare()
-        banks = {bank.parameter: bank for bank in self._banks}
+        pools = {bank: pool for pool in self._pools for bank in pool.parameters}
         loaded: dict[Tensor, dict[str, Tensor]] = {}
         for index, (name, parameter) in enumerate(zip(own, self._parameters(), strict=True)):
             for key, value in state_dict["state"].get(index, {}).items():
@@ -193,7 +195,8 @@ class MuonAdamW(torch.optim.Optimizer):
                         f"The saved optimizer state of {name} has the shape {tuple(value.shape)}, but the parameter "
                         f"{tuple(parameter.shape)}; continue with the configuration that saved it."
                     )
-                copy = banks[parameter].cut(value) if parameter in banks else value.to(parameter.device, copy=True)
+                pool = pools.get(parameter)
+                copy = value.to(parameter.device, copy=True) if pool is None else pool.cut(parameter, value)
                 loaded.setdefault(parameter, {})[key] = copy
         self.state.clear()
         self.state.update(loaded)
@@ -220,7 +223,7 @@ class MuonAdamW(torch.optim.Optimizer):
     def wire_bytes(self) -> dict[str, int]:
         """Bytes that each rank sends in one step, by collective, counted for ring algorithms."""
         packed = self._prepare()
-        banks = sum(bank.wire_bytes() for bank in self._banks)
+        banks = sum(pool.wire_bytes() for pool in self._pools)
         small = packed.wire_bytes() + sum(sender.wire_bytes() for sender in self._large)
         return {"reduce_scatter": banks, "all_reduce": small, "all_gather": banks}
 
@@ -234,8 +237,11 @@ class MuonAdamW(torch.optim.Optimizer):
     def _prepare(self) -> PackedGradients:
         if self._packed is None:
             dtype = DTYPES[self.config.communication_dtype]
-            banks = sorted(self._named["banks"], key=lambda bank: -bank.numel())
-            self._banks = [ShardedBank(bank, self._group, dtype) for bank in banks]
+            by_size: dict[int, list[nn.Parameter]] = {}
+            for bank in self._named["banks"]:
+                by_size.setdefault(math.prod(bank.shape[1:]), []).append(bank)
+            pools = [BankPool(banks, self._group, dtype) for banks in by_size.values()]
+            self._pools = sorted(pools, key=lambda pool: -pool.numel)
             self._large = [LargeGradient(parameter, self._group, dtype) for parameter in self._named["embedding"]]
             self._packed = PackedGradients(self._named["vectors"], self._group, self._device)
         return self._packed
@@ -243,11 +249,15 @@ class MuonAdamW(torch.optim.Optimizer):
     def _settings(self, name: str) -> dict[str, Any]:
         return next(group for group in self.param_groups if group["name"] == name)
 
-    def _launch_update(self, bank: ShardedBank, gradient_SRC: Tensor) -> None:
+    def _launch_gradients(self) -> None:
+        senders: list[BankPool | LargeGradient] = [*self._pools, *self._large]
+        for sender in sorted(senders, key=lambda sender: -sender.numel):
+            sender.launch_gradients()
+
+    def _muon_update(self, bank: nn.Parameter, gradient_SRC: Tensor) -> Tensor:
         dtype = self.config.newton_schulz_dtype_on(gradient_SRC.device)
         coefficients = COEFFICIENTS[self.config.coefficients]
-        momentum = self._settings("banks")["momentum"]
-        bank.launch_update(muon_update(gradient_SRC, self.state[bank.parameter], momentum, coefficients, dtype))
+        return muon_update(gradient_SRC, self.state[bank], self._settings("banks")["momentum"], coefficients, dtype)
 
     def _update_by_adamw(self, name: Group, gradients: list[Tensor]) -> None:
         if not self._named[name]:

@@ -1,16 +1,24 @@
 """Lightning's DDP without its wrapper: the optimizer communicates, the strategy does everything around it."""
 
-from collections.abc import Mapping
+import subprocess
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
+from lightning.pytorch.plugins.environments import (  # type: ignore[attr-defined]
+    LightningEnvironment,
+    TorchElasticEnvironment,
+)
 from lightning.pytorch.strategies import DDPStrategy
+from torch.distributed.distributed_c10d import _get_default_store
 from typing_extensions import override
 
 from golf_lightning.errors import GolfError
+from golf_lightning.optim.faults import ProcessWatch, die_with_parent, report_fault
 from golf_lightning.optim.muon import MuonAdamW
 
 
@@ -24,9 +32,46 @@ class MuonStrategy(DDPStrategy):
     Lightning's signal handlers and its broadcast of a SIGTERM flag, one device sync a step, are switched off: signals
     travel with the optimizer's exchange, so a callback must install handlers of its own.
 
+    A rank that raises or dies ends the run: the first to fail shows its error, the others name it, and no rank outlives
+    the process that started it.
+
+    Args:
+        timeout_s: seconds that a rank waits for the others outside of training steps, where rank 0 may encode the
+            artifact alone; a longer wait ends the run. Within training, see the callback ``RankWatch``.
+        **kwargs: as ``DDPStrategy`` takes them.
+
     Raises:
-        GolfError: the Trainer clips gradients, or several processes train with an optimizer that does not average.
+        GolfError: the Trainer clips gradients, several processes train with an optimizer that does not average, or
+            ``timeout_s`` is not positive.
     """
+
+    def __init__(self, timeout_s: float = 600.0, **kwargs: Any) -> None:
+        if not 0 < timeout_s < float("inf"):
+            raise GolfError(f"The strategy's timeout_s is {timeout_s}; choose seconds above 0.")
+        super().__init__(timeout=timedelta(seconds=timeout_s), **kwargs)
+
+    @override
+    def setup_environment(self) -> None:
+        environment = self.cluster_environment
+        if isinstance(environment, TorchElasticEnvironment) or (
+            isinstance(environment, LightningEnvironment) and environment.local_rank() > 0
+        ):
+            die_with_parent()
+        if self._started:
+            ProcessWatch(self._started, first_rank=self.node_rank * self.num_processes + 1).start()
+        super().setup_environment()
+
+    @override
+    def on_exception(self, exception: BaseException) -> None:
+        super().on_exception(exception)
+        # Interrupted and KeyboardInterrupt are no faults: all ranks end alike.
+        if isinstance(exception, Exception) and dist.is_initialized() and self.world_size > 1:
+            report_fault(exception, self.global_rank, _get_default_store(), self._started)
+
+    @property
+    def _started(self) -> Sequence["subprocess.Popen[bytes]"]:
+        """The ranks that Lightning's launcher has started from this process."""
+        return getattr(self.launcher, "procs", [])
 
     @override
     def setup(self, trainer: pl.Trainer) -> None:

@@ -20,7 +20,7 @@ def muon_update(
     """Momentum with a look ahead, rows normalized, orthogonalized.
 
     Args:
-        gradient_SRC: ``[S, R, C]`` float32, overwritten.
+        gradient_SRC: ``[S, R, C]`` float32, overwritten; S may be 0.
         state: gets or holds ``momentum``, ``[S, R, C]`` float32, which is updated.
         momentum: factor of the old momentum.
         coefficients: Newton-Schulz polynomials.
@@ -31,6 +31,8 @@ def muon_update(
     """
     if not state:
         state["momentum"] = torch.zeros_like(gradient_SRC)
+    if not len(gradient_SRC):
+        return gradient_SRC
     state["momentum"].mul_(momentum).add_(gradient_SRC)
     ahead_SRC = gradient_SRC.add_(state["momentum"], alpha=momentum)
     return orthogonalize(normalize_rows(ahead_SRC), coefficients, dtype)

@@ -61,20 +61,86 @@ def test_validation_stops_the_clock(data: Path, tmp_path: Path, monkeypatch: pyt
     assert result(tmp_path)["ledger"]["validate"] > 3.0
 
 
-@pytest.mark.parametrize(("device", "steps_left"), [("cpu", 3), ("cuda", 5)])
-def test_the_stop_allows_for_the_age_of_the_agreed_time(
-    monkeypatch: pytest.MonkeyPatch, device: str, steps_left: int
+class Timeline:
+    """A host that launches steps and a device that runs them, with the exchange between them, in simulated seconds.
+
+    On a CPU the host runs the steps itself; on CUDA it waits in ``agreed`` until the step before last is done.
+    """
+
+    max_steps = -1
+    global_step = 0
+    fit_loop = SimpleNamespace(_should_accumulate=lambda: False)
+
+    def __init__(self, device: str, step_s: list[float], launch_s: float) -> None:
+        self.device, self.step_s, self.launch_s = torch.device(device), step_s, launch_s
+        self.now = self.step_start_s = self.lag_s = 0.0
+        self.optimizer = SimpleNamespace(exchange=self)
+        self.sent: list[float] = []
+        self.ends: list[float] = [0.0]
+        self.should_stop = False
+
+    def launch(self) -> None:
+        length = self.step_s[len(self.sent) % len(self.step_s)]
+        self.sent.append(self.step_start_s)
+        if self.device.type == "cuda":
+            begin = max(self.now, self.ends[-1])
+            self.now += self.launch_s
+            self.ends.append(max(begin + length, self.now))
+        else:
+            self.now += length
+            self.ends.append(self.now)
+
+    def agreed(self) -> Any:
+        step = len(self.sent) - 2
+        if step < 0:
+            return SimpleNamespace(elapsed_s=0.0)
+        self.now = max(self.now, self.ends[step + 1]) if self.device.type == "cuda" else self.now
+        return SimpleNamespace(elapsed_s=self.sent[step])
+
+
+@pytest.mark.parametrize("step_s", [[1.0], [1.0, 1.04, 0.97, 1.0]], ids=["even", "uneven"])
+@pytest.mark.parametrize("train_s", [20.0, 20.3, 20.6, 20.9])
+@pytest.mark.parametrize(("device", "launch_s"), [("cpu", 0.0), ("cuda", 0.02), ("cuda", 0.3), ("cuda", 0.9)])
+def test_the_last_step_that_fits_is_the_last(
+    monkeypatch: pytest.MonkeyPatch, device: str, launch_s: float, train_s: float, step_s: list[float]
 ) -> None:
-    """Steps of one second and 20 s to train in: it stops when the steps under way just fit."""
-    agreed = SimpleNamespace(elapsed_s=0.0)
-    module = SimpleNamespace(
-        optimizer=SimpleNamespace(exchange=SimpleNamespace(agreed=lambda: agreed)),
-        device=torch.device(device),
-    )
-    callback = WallClock(budget_s=22.0, reserve_s=2.0)
-    assert isinstance(callback.clock, TrainingClock)
-    for second in range(1, 30):
-        agreed.elapsed_s = float(second)
-        if callback._late(module):  # type: ignore[arg-type]
-            break
-    assert second == 20 - steps_left + 1
+    """Steps of a second: no step ends late, and less than a step and its spare part stays unused."""
+    monkeypatch.setattr("callbacks.wall_clock.GolfModule", Timeline)
+    line = Timeline(device, step_s, launch_s)
+    callback = WallClock(budget_s=train_s + 2, reserve_s=2.0)
+    callback.clock = TrainingClock(train_s + 2, 2.0, time=lambda: line.now)
+    callback.on_train_start(line, line)  # type: ignore[arg-type]
+    while not line.should_stop:
+        line.launch()
+        callback.on_train_batch_end(line, line, None, None, 0)  # type: ignore[arg-type]
+    assert train_s - 1.35 < line.ends[-1] <= train_s
+
+
+@pytest.mark.parametrize(("device", "launch_s"), [("cpu", 0.0), ("cuda", 0.02), ("cuda", 0.9)])
+def test_schedules_follow_the_step_about_to_begin(
+    monkeypatch: pytest.MonkeyPatch, device: str, launch_s: float
+) -> None:
+    """The agreed second plus the estimated lag is when the device begins the next step, once steps have been seen."""
+    monkeypatch.setattr("callbacks.wall_clock.GolfModule", Timeline)
+    line = Timeline(device, [1.0, 1.04, 0.97, 1.0], launch_s)
+    callback = WallClock(budget_s=40.0, reserve_s=2.0)
+    callback.clock = TrainingClock(40.0, 2.0, time=lambda: line.now)
+    callback.on_train_start(line, line)  # type: ignore[arg-type]
+    errors = []
+    while not line.should_stop:
+        line.launch()
+        callback.on_train_batch_end(line, line, None, None, 0)  # type: ignore[arg-type]
+        errors.append(line.agreed().elapsed_s + line.lag_s - line.ends[-1])
+    assert max(abs(error) for error in errors[12:]) < 0.4  # without the lag it is 2 or 3
+
+
+def test_one_slow_step_does_not_end_the_run_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("callbacks.wall_clock.GolfModule", Timeline)
+    line = Timeline("cpu", [1.0] * 14 + [4.0] + [1.0] * 15, 0.0)
+    callback = WallClock(budget_s=22.5, reserve_s=2.0)
+    callback.clock = TrainingClock(22.5, 2.0, time=lambda: line.now)
+    callback.on_train_start(line, line)  # type: ignore[arg-type]
+    while not line.should_stop:
+        line.launch()
+        callback.on_train_batch_end(line, line, None, None, 0)  # type: ignore[arg-type]
+    assert line.ends[-1] == 20.0

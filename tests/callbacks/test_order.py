@@ -9,6 +9,7 @@ from callbacks.checkpoints import Checkpoints
 from callbacks.document_ttt import DocumentTTT
 from callbacks.ema import EMA
 from callbacks.gptq_export import GPTQExport
+from callbacks.rank_watch import RankWatch
 from callbacks.wall_clock import WallClock
 from golf_lightning.__main__ import named_callbacks
 from golf_lightning.errors import GolfError
@@ -20,6 +21,8 @@ Order = list[Any]
     ("callbacks", "sentence"),
     [
         ([Checkpoints(), EMA()], "EMA must come before Checkpoints"),
+        ([Checkpoints(), RankWatch()], "RankWatch must come before Checkpoints"),
+        ([RankWatch(), EMA()], "EMA must come before RankWatch"),
         ([Checkpoints(), WallClock()], "WallClock must come before Checkpoints"),
         ([GPTQExport(), EMA()], "EMA must come before GPTQExport"),
         ([DocumentTTT(), GPTQExport()], "put the export before it"),
@@ -33,5 +36,11 @@ def test_a_wrong_order_is_refused(callbacks: Order, sentence: str) -> None:
 
 def test_the_command_lines_order_is_accepted() -> None:
     names = list(named_callbacks())
-    assert names.index("clock") < names.index("ema") < names.index("checkpoints") < names.index("interrupts")
+    assert (
+        names.index("clock")
+        < names.index("ema")
+        < names.index("ranks")
+        < names.index("checkpoints")
+        < names.index("interrupts")
+    )
     assert names.index("ema") < names.index("gptq") < names.index("ttt")

@@ -50,13 +50,25 @@ def refuses(optimizer: MuonAdamW) -> bool:
     return False
 
 
+def counting_gather(held: list[int], real: Callable[..., Any]) -> Callable[..., Any]:
+    """``dist.gather`` that notes the bytes it sends and receives into on this rank."""
+
+    def call(sent: torch.Tensor, received: list[torch.Tensor] | None, **settings: Any) -> Any:
+        held.append(sent.nbytes + sum(tensor.nbytes for tensor in received or []))
+        return real(sent, received, **settings)
+
+    return call
+
+
 def exact(rank: int) -> dict[str, Any]:
     """Trains, saves, and goes on from the saved state with a fresh optimizer."""
     named = parameters()
     optimizer = joined(named, EXACT)
     train(optimizer, named, rank, 0, STEPS)
     norm, half_way = optimizer.grad_norm, {name: value.clone() for name, value in detached(named).items()}
-    optimizer.consolidate_state_dict()
+    held: list[int] = []
+    with mock.patch.object(dist, "gather", counting_gather(held, dist.gather)):
+        optimizer.consolidate_state_dict()
     # What rank 0 saves reaches all ranks as a file would: as a copy.
     saved = [copy.deepcopy(optimizer.state_dict()) if rank == 0 else None]
     dist.broadcast_object_list(saved, src=0)
@@ -73,6 +85,7 @@ def exact(rank: int) -> dict[str, Any]:
         "state": saved[0],
         "end": detached(named),
         "resumed end": detached(twins),
+        "held while saving": held,
         "other rank refuses": other_rank_refuses,
         "stale refused": refuses(optimizer),
         "momentum rows": {name: len(optimizer.state[named[name]]["momentum"]) for name in ("qo", "kv", "up", "down")},

@@ -61,7 +61,9 @@ def test_parameters_are_bit_equal_across_ranks(ranks: list[dict[str, Any]], part
 
 
 def test_momentum_is_sharded(ranks: list[dict[str, Any]]) -> None:
-    assert ranks[0]["exact"]["momentum rows"] == {"qo": 2, "kv": 2, "up": 3, "down": 1}
+    # Up and down share a pool of 6 matrices, so rank 0 has 3 of up's 5, and rank 1 the other 2 and down's.
+    assert ranks[0]["exact"]["momentum rows"] == {"qo": 2, "kv": 2, "up": 3, "down": 0}
+    assert ranks[1]["exact"]["momentum rows"] == {"qo": 2, "kv": 1, "up": 2, "down": 1}
 
 
 def test_saved_state_is_full(ranks: list[dict[str, Any]]) -> None:
@@ -69,6 +71,13 @@ def test_saved_state_is_full(ranks: list[dict[str, Any]]) -> None:
     state = ranks[0]["exact"]["state"]["state"]
     shapes = {name: tuple((state[i].get("momentum", state[i].get("exp_avg"))).shape) for i, name in enumerate(names)}
     assert shapes == SHAPES
+
+
+def test_saving_holds_one_pool_on_one_rank_and_shards_elsewhere(ranks: list[dict[str, Any]]) -> None:
+    # Pools of 6, 4 and 4 matrices after padding, half of each on a rank, 4 bytes a value.
+    shards = [3 * 24 * 12 * 4, 2 * 12 * 12 * 4, 2 * 6 * 12 * 4]
+    assert ranks[1]["exact"]["held while saving"] == shards
+    assert ranks[0]["exact"]["held while saving"] == [3 * shard for shard in shards]
 
 
 @pytest.mark.parametrize("rank, when", [(1, "other rank refuses"), (0, "stale refused"), (1, "stale refused")])
@@ -102,7 +111,7 @@ def test_saved_alone_goes_on_on_two_ranks(tmp_path: Path) -> None:
 
 def test_bytes_on_the_wire(ranks: list[dict[str, Any]]) -> None:
     # Banks padded to two ranks and the embedding: 2 bytes a value; the packed buffer: vectors and 34 numbers.
-    banks = [6 * 24 * 12 * 2, 4 * 12 * 12 * 2, 2 * 12 * 24 * 2, 4 * 6 * 12 * 2]
+    banks = [6 * 24 * 12 * 2, 4 * 12 * 12 * 2, 4 * 6 * 12 * 2]
     packed = (2 * 2 * 12 + 2 * 3 + 1 + 34) * 4
     sent = ranks[0]["bfloat16"]["sent"]
     assert {kind: sorted(sizes) for kind, sizes in sent.items()} == {
@@ -128,9 +137,9 @@ def test_bytes_on_the_wire_at_full_size_are_those_of_the_docstring() -> None:
         claimed = {kind: round(size / 1e6, 1) for kind, size in optimizer.wire_bytes().items()}
     finally:
         dist.destroy_process_group()
-    assert claimed == {"reduce_scatter": 75.2, "all_reduce": 14.9, "all_gather": 75.2}
+    assert claimed == {"reduce_scatter": 60.6, "all_reduce": 14.9, "all_gather": 60.6}
     stated = MuonAdamW.__doc__ or ""
-    assert "75.2 MB + 75.2 MB" in stated and "14.7 MB" in stated and "0.2 MB packed" in stated
+    assert "60.6 MB + 60.6 MB" in stated and "14.7 MB" in stated and "0.2 MB packed" in stated
 
 
 def test_largest_banks_travel_first(ranks: list[dict[str, Any]]) -> None:

@@ -1,5 +1,6 @@
 """What MuonStrategy changes in a Trainer, in this process."""
 
+from datetime import timedelta
 from typing import Any
 
 import lightning.pytorch as pl
@@ -66,3 +67,13 @@ def test_a_restored_run_begins_a_whole_step(done: int, accumulate: int, expected
 def test_accumulation_blocks_nothing() -> None:
     with trainer().strategy.block_backward_sync() as nothing:
         assert nothing is None
+
+
+def test_the_timeout_is_in_seconds() -> None:
+    assert MuonStrategy(timeout_s=90.0)._timeout == timedelta(seconds=90)
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_timeout_that_means_nothing_is_refused(seconds: float) -> None:
+    with pytest.raises(GolfError, match="timeout_s"):
+        MuonStrategy(timeout_s=seconds)

@@ -1,6 +1,7 @@
 """A small fit with MuonStrategy, run as a program on one or more processes.
 
-Step s of every run sees the batches 2 s and 2 s + 1: two micro-batches of one process, or one batch on each of two.
+Step s of every run sees the batches 4 s to 4 s + 3: four micro-batches of one process, two on each of two, or one on
+each of four.
 """
 
 import argparse
@@ -22,6 +23,9 @@ from golf_lightning.optim.agreement import assert_parameters_equal
 from golf_lightning.optim.muon import MuonAdamW
 from golf_lightning.optim.schedules import scheduled
 from golf_lightning.optim.strategy import MuonStrategy
+
+BATCHES = 4
+"""Micro-batches of a step, on all ranks together."""
 
 COLLECTIVES = [
     name
@@ -80,7 +84,7 @@ class CountCollectives(pl.Callback):
 
     @override
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Tiny, batch: Any, batch_idx: int) -> None:
-        if batch_idx == 2 and not pl_module.calls:
+        if trainer.global_step == 2 and not pl_module.calls and not hasattr(dist.all_reduce, "real"):
             for name in COLLECTIVES:
                 setattr(dist, name, self.counting(name, getattr(dist, name), pl_module.calls))
 
@@ -88,7 +92,7 @@ class CountCollectives(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: Tiny, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if batch_idx == 4:
+        if trainer.global_step == 5:
             for name in COLLECTIVES:
                 # A run that continues after step 2 counts nothing.
                 setattr(dist, name, getattr(getattr(dist, name), "real", getattr(dist, name)))
@@ -109,7 +113,7 @@ class RaiseOn(pl.Callback):
 
     @override
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Tiny, batch: Any, batch_idx: int) -> None:
-        if batch_idx == 2 and trainer.global_rank == self.rank:
+        if trainer.global_step == 2 and trainer.global_rank == self.rank:
             raise RuntimeError(f"rank {self.rank} fell over")
 
 
@@ -131,7 +135,7 @@ def main() -> None:
         devices=options.devices,
         strategy=MuonStrategy(),
         max_steps=options.steps,
-        accumulate_grad_batches=2 // options.devices,
+        accumulate_grad_batches=BATCHES // options.devices,
         logger=False,
         callbacks=callbacks,
         enable_checkpointing=False,
@@ -142,7 +146,7 @@ def main() -> None:
     )
     torch.manual_seed(trainer.global_rank)
     done = torch.load(options.ckpt, weights_only=False)["global_step"] if options.ckpt else 0
-    module = Tiny(options.schedule_steps, first=2 * done)
+    module = Tiny(options.schedule_steps, first=BATCHES * done)
     trainer.fit(module, ckpt_path=options.ckpt, weights_only=False)
     trainer.save_checkpoint(options.out / "end.ckpt")
     assert_parameters_equal(module.named_parameters())
@@ -154,6 +158,8 @@ def main() -> None:
     }
     (options.out / f"{trainer.global_rank}.json").write_text(json.dumps(result))
     torch.save(module.state_dict(), options.out / f"{trainer.global_rank}.pt")
+    # The other ranks end with rank 0, which must not end before they have written.
+    trainer.strategy.barrier()
 
 
 if __name__ == "__main__":

@@ -34,20 +34,52 @@ def test_two_ranks_repeat_one_that_accumulates(data: Path, tmp_path: Path) -> No
     assert shared["ttt"]["nats"] == pytest.approx(alone["ttt"]["nats"], rel=1e-3)
 
 
+def test_ranks_whose_clocks_differ_do_the_same_in_every_step(data: Path, tmp_path: Path) -> None:
+    """Rank 1's clock runs twice as fast; learning rate, momentum, recurrence and the stop follow rank 0's."""
+    budget_s, reserve_s = 8.0, 1.0
+    recipe = write_recipe(
+        tmp_path,
+        data,
+        trainer={"devices": 2, "max_steps": -1},
+        clock={"budget_s": budget_s, "reserve_s": reserve_s},
+        recurrence={"start": 0.5},
+        gptq={"at_train_end": False},
+        ttt={"enabled": False},
+        ranks={"check_every_steps": 10},
+    )
+    script = Path(__file__).with_name("rank_log.py")
+    command = [sys.executable, script, tmp_path, "fit", "--config", recipe]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=script.parents[2])
+    assert done.returncode == 0, done.stderr
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert first["steps"] == second["steps"]  # as many, and alike
+    assert second["clock_s"] > 1.5 * first["clock_s"]
+    assert 0.5 * budget_s < first["clock_s"] <= budget_s
+    _, rates, _, recurrent = zip(*first["steps"], strict=True)
+    assert recurrent[0] is False and recurrent[-1] is True
+    assert rates[-1] < 0.5 * rates[0]
+
+
 UNLIKE = """
 import os, sys
 from golf_lightning.__main__ import end_process, main
 
-width = "32" if os.environ["RANK"] == "0" else "48"
-end_process(main(["fit", "--config", sys.argv[1], "--trainer.devices", "2", "--model.gpt.mlp_width", width]))
+recipe, option, *values = sys.argv[1:]
+value = values[int(os.environ["RANK"])]
+end_process(main(["fit", "--config", recipe, "--trainer.devices", "2", option, value]))
 """
 
 
-def test_ranks_with_different_configurations_are_refused_at_the_start(data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "unlike", [("--model.gpt.mlp_width", "32", "48"), ("--data.shuffle_seed", "1", "2")], ids=["model", "data"]
+)
+def test_ranks_that_differ_are_refused_at_the_start(data: Path, tmp_path: Path, unlike: tuple[str, ...]) -> None:
     (tmp_path / "unlike.py").write_text(UNLIKE)
     recipe = write_recipe(tmp_path, data)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29711"]
-    done = subprocess.run([*command, tmp_path / "unlike.py", recipe], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [*command, tmp_path / "unlike.py", recipe, *unlike], capture_output=True, text=True, timeout=120
+    )
     assert done.returncode != 0
     assert "error: The model's or the data's configuration" in done.stderr
     assert not list((tmp_path / "runs").rglob("config.yaml"))

@@ -1,11 +1,13 @@
 """Interrupted or not, warmed up or not: the same run."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from small_run import golf, make_data, write_recipe
+from small_run import golf, make_data, start_golf, write_recipe
 
 from callbacks.console import Console
 from golf_lightning.data.manifest import Manifest
@@ -13,6 +15,8 @@ from golf_lightning.data.shards import map_shard, write_shard
 from golf_lightning.files import sha256_of
 
 NO_SCORING = ("--gptq.at_train_end", "false", "--ttt.enabled", "false")
+
+EXACT = {"optimizer": {"communication_dtype": "float32", "newton_schulz_dtype": "float64"}}
 
 
 def saved(folder: Path) -> dict[str, Any]:
@@ -55,6 +59,50 @@ def test_a_resumed_run_continues_bit_for_bit(data: Path, tmp_path: Path, accumul
     assert saved(tmp_path / "parts")["global_step"] == 3
     assert golf("fit", "--config", parts, "--ckpt_path", halfway, *NO_SCORING) == 0
     assert_same(saved(tmp_path / "whole"), saved(tmp_path / "parts"))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Six steps of four micro-batches, at once and on one rank."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    recipe = write_recipe(folder, data, trainer={"accumulate_grad_batches": 4}, model=EXACT)
+    assert golf("fit", "--config", recipe, *NO_SCORING) == 0
+    return saved(folder)
+
+
+@pytest.fixture(scope="module")
+def broken_off(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run on two ranks that failed after the third of its six steps, where it had just been saved."""
+    folder = tmp_path_factory.mktemp("broken off")
+    trainer = {"accumulate_grad_batches": 2, "devices": 2}
+    recipe = write_recipe(folder, data, trainer=trainer, model=EXACT, checkpoints={"every_steps": 3})
+    script = Path(__file__).with_name("faulty.py")
+    command = [sys.executable, script, "bad shard", "1", "fit", *NO_SCORING, "--config", recipe]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=script.parents[2])
+    assert done.returncode != 0
+    assert saved(folder)["global_step"] == 3, done.stderr
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 2, 4])
+def test_a_run_of_two_ranks_continues_on_any_number(
+    data: Path, tmp_path: Path, uninterrupted: dict[str, Any], broken_off: Path, devices: int
+) -> None:
+    trainer = {"accumulate_grad_batches": 4 // devices, "devices": devices}
+    recipe = write_recipe(tmp_path, data, trainer=trainer, model=EXACT)
+    checkpoint = broken_off / "runs" / "small" / "checkpoints" / "last.ckpt"
+    process = start_golf("fit", "--config", recipe, "--ckpt_path", checkpoint, *NO_SCORING)
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    one, two = uninterrupted, saved(tmp_path)
+    assert one["GolfDataModule"] == two["GolfDataModule"]
+    for part in ("state_dict", "optimizer_states", "callbacks"):
+        left, right = flat(one[part]), flat(two[part])
+        assert left.keys() == right.keys()
+        for name, value in left.items():
+            if isinstance(value, torch.Tensor):
+                torch.testing.assert_close(right[name], value, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
 
 
 class StopAfter:

@@ -1,11 +1,13 @@
 """Ctrl-C and SIGTERM: saved, resumable, and the exit status that a shell expects."""
 
+import os
 import signal
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from small_run import golf, start_golf, write_recipe
 
 ENDLESS = {"trainer": {"max_steps": -1}, "clock": {"budget_s": 600.0, "reserve_s": 10.0}}
@@ -36,6 +38,33 @@ def test_a_signal_during_training_saves_and_stops(
     assert not (run / "artifact.golf").exists()
     assert golf("fit", "--config", recipe, "--ckpt_path", checkpoint, "--clock.budget_s", 12) == 0
     assert (run / "artifact.golf").is_file()
+
+
+def children(process: Any) -> list[int]:
+    """The ranks that a run's first process has started."""
+    return [int(word) for word in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["rank 0", "rank 1", "all"])
+def test_sigterm_to_one_rank_or_all_saves_and_stops_all(data: Path, tmp_path: Path, to: str) -> None:
+    trainer = {"max_steps": -1, "devices": 2}
+    recipe = write_recipe(tmp_path, data, **(ENDLESS | {"trainer": trainer}), console={"every_steps": 4})
+    process = start_golf("fit", "--config", recipe)
+    wait_for_line(process, "step")
+    (other,) = children(process)
+    for pid in {"rank 0": [process.pid], "rank 1": [other], "all": [process.pid, other]}[to]:
+        os.kill(pid, signal.SIGTERM)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 143, errors
+    assert "Traceback" not in errors and "error:" not in errors
+    checkpoint = tmp_path / "runs" / "small" / "checkpoints" / "last.ckpt"
+    assert f"continue with --ckpt_path {checkpoint}" in output
+    assert torch.load(checkpoint, weights_only=True)["global_step"] > 0
+    deadline = time.monotonic() + 5
+    while (alive := Path(f"/proc/{other}").exists()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not alive
 
 
 def test_ctrl_c_during_scoring_keeps_checkpoint_and_artifact(data: Path, tmp_path: Path) -> None:

@@ -1,0 +1,108 @@
+"""Watches over the ranks of a run."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+from torch.distributed.distributed_c10d import _get_default_store
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from callbacks.ema import EMA
+from callbacks.order import require_before
+from callbacks.steps import within_step
+from golf_lightning.errors import GolfError
+from golf_lightning.module import GolfModule
+from golf_lightning.optim.agreement import assert_parameters_equal
+from golf_lightning.optim.step_watch import StepWatch
+
+
+class RankWatch(pl.Callback):
+    """Ends a run of several ranks when one of them hangs in training, and compares their parameters on request.
+
+    Does nothing on one rank. Warm-up, validation, saving and what follows training are not watched: there a rank may
+    rightly wait for minutes, at most the strategy's ``timeout_s``.
+
+    Args:
+        timeout_s: seconds that a micro-batch and its step may take before the run ends with an error; 0 never ends it.
+            Choose more where steps compile, which they do without warm-up.
+        check_every_steps: optimizer steps between two checks that all parameters are bit-equal on all ranks; the
+            averaged ones are checked at the end of training. 0 checks nothing. A check waits for the device and sends
+            16 bytes a parameter tensor.
+    """
+
+    def __init__(self, timeout_s: float = 25.0, check_every_steps: int = 0) -> None:
+        if not 0 <= timeout_s < float("inf"):
+            raise GolfError(f"ranks.timeout_s is {timeout_s}; choose seconds above 0, or 0 for no limit.")
+        if check_every_steps < 0:
+            raise GolfError(f"ranks.check_every_steps is {check_every_steps}; choose 0 or more.")
+        self.timeout_s = timeout_s
+        self.check_every_steps = check_every_steps
+        self._watch: StepWatch | None = None
+
+    @override
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        require_before(trainer, self, EMA)  # at the end of training it checks the average
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.world_size > 1 and self.timeout_s > 0:
+            store = _get_default_store().clone()  # type: ignore[attr-defined]
+            self._watch = StepWatch(trainer.global_rank, trainer.world_size, store, self.timeout_s)
+            self._watch.start()
+
+    @override
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._progress()
+
+    @override
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
+        self._progress()
+
+    @override
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if within_step(trainer):
+            return
+        if self.check_every_steps > 0 and trainer.global_step % self.check_every_steps == 0:
+            assert isinstance(pl_module, GolfModule)
+            assert_parameters_equal(pl_module.model.named_parameters())
+        self._progress()
+
+    @override
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._pause()
+
+    @override
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._pause()
+
+    @override
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._close()
+        if self.check_every_steps > 0:
+            assert isinstance(pl_module, GolfModule)
+            assert_parameters_equal(pl_module.model.named_parameters())
+
+    @override
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._close()
+
+    def _progress(self) -> None:
+        if self._watch is not None:
+            self._watch.progress()
+
+    def _pause(self) -> None:
+        if self._watch is not None:
+            self._watch.pause()
+
+    def _close(self) -> None:
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None

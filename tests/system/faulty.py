@@ -1,0 +1,74 @@
+"""A run in which a chosen rank fails in a chosen way at the end of step 3.
+
+usage: python faulty.py WAY RANK [arguments of golf_lightning, the last a recipe]
+
+The time of the failure goes to ``failed_at`` beside the recipe.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from callbacks.console import Console
+from golf_lightning.__main__ import end_process, main
+from golf_lightning.errors import GolfError
+from golf_lightning.module import GolfModule
+
+
+def bad_shard(module: GolfModule) -> None:
+    raise GolfError("The shard data/part_3.bin is damaged; prepare the folder again.")
+
+
+def out_of_memory(module: GolfModule) -> None:
+    raise torch.OutOfMemoryError("Tried to allocate 20 GiB.")
+
+
+def hang_here(module: GolfModule) -> None:
+    time.sleep(3600)
+
+
+def freeze(module: GolfModule) -> None:
+    # As when C code never gives the interpreter back: no other thread of the process runs either.
+    ctypes.PyDLL(None).sleep(3600)
+
+
+def drift(module: GolfModule) -> None:
+    # The least change there is, of one weight.
+    weight = module.model.qo.data.view(-1)[7:8]
+    weight.copy_(torch.nextafter(weight, torch.full_like(weight, 9.0)))
+
+
+WAYS: dict[str, Callable[[GolfModule], None]] = {
+    "bad shard": bad_shard,
+    "out of memory": out_of_memory,
+    "hangs": hang_here,
+    "freezes": freeze,
+    "exits": lambda module: os._exit(7),
+    "is killed": lambda module: os.kill(os.getpid(), signal.SIGKILL),
+    "drifts": drift,
+}
+
+
+def arm(way: str, rank: int) -> None:
+    """Let the rank fail when its step 4 begins."""
+    original = Console.on_train_batch_start
+
+    def fail(callback: Any, trainer: Any, module: GolfModule, *arguments: Any) -> None:
+        if trainer.global_step == 3 and trainer.global_rank == rank:
+            Path(sys.argv[-1]).with_name("failed_at").write_text(str(time.monotonic()))
+            WAYS[way](module)
+        original(callback, trainer, module, *arguments)
+
+    Console.on_train_batch_start = fail  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    arm(sys.argv[1], int(sys.argv[2]))
+    end_process(main(sys.argv[3:]))

@@ -1,0 +1,75 @@
+"""Two ranks, one of which raises, hangs, freezes or dies in training: the whole run ends, and says which and why."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from small_run import write_recipe
+
+pytestmark = pytest.mark.slow
+
+FAULTY = Path(__file__).with_name("faulty.py")
+TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29733")
+STOOD = "no progress for 4 s. It stands here:"
+
+
+def processes_with(text: str) -> list[str]:
+    """Command lines of living processes that hold ``text``."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit() and folder.name != str(os.getpid()):
+            try:
+                line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            found += [line] if text in line else []
+    return found
+
+
+@pytest.mark.parametrize(
+    ("way", "rank", "launcher", "first_words", "later_words"),
+    [
+        ("bad shard", 1, "lightning", "error: The shard data/part_3.bin is damaged", "rank 0 stops: rank 1 failed"),
+        ("out of memory", 0, "lightning", "[rank0]: Traceback", "rank 1 stops: rank 0 failed with OutOfMemoryError"),
+        ("out of memory", 1, "torchrun", "[rank1]: Traceback", "rank 0 stops: rank 1 failed with OutOfMemoryError"),
+        ("hangs", 1, "lightning", f"error: rank 1 hangs: {STOOD}", "in hang_here"),
+        ("hangs", 0, "torchrun", f"error: rank 0 hangs: {STOOD}", "in hang_here"),
+        ("freezes", 1, "lightning", "error: rank 0 stops: no step for 4 s, and ranks [1] do not answer", ""),
+        ("is killed", 1, "lightning", "error: rank 1 (process", "ended of SIGKILL, so the run ends"),
+        ("exits", 1, "torchrun", "", "exitcode  : 7"),
+        ("drifts", 1, "lightning", "error: The parameters of ranks [1] differ from rank 0's", "continue from its last"),
+        # The user's own process is the one that died; the shell says so.
+        ("is killed", 0, "lightning", "", ""),
+    ],
+)
+def test_the_whole_run_ends_with_the_error_of_the_rank_that_failed(
+    data: Path, tmp_path: Path, way: str, rank: int, launcher: str, first_words: str, later_words: str
+) -> None:
+    recipe = write_recipe(
+        tmp_path,
+        data,
+        trainer={"devices": 2, "max_steps": 1000},
+        checkpoints={"every_steps": 2},
+        ranks={"timeout_s": 4.0, "check_every_steps": 1},
+    )
+    starter = TORCHRUN if launcher == "torchrun" else ()
+    command = [sys.executable, *starter, str(FAULTY), way, str(rank), "fit", "--config", str(recipe)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=FAULTY.parents[2])
+    assert done.returncode != 0
+    # With the default of timeout_s it would be 21 s more, and so within a minute.
+    assert time.monotonic() - float((tmp_path / "failed_at").read_text()) < 39
+    words = ("error:", "rank ", "Traceback", "[rank")
+    errors = [line for line in done.stderr.splitlines() if line.startswith(words)]
+    assert first_words == "" or errors[0].startswith(first_words), done.stderr
+    assert later_words in done.stderr
+    deadline = time.monotonic() + 5
+    while (left := processes_with(str(recipe))) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert left == []
+    checkpoints = tmp_path / "runs" / "small" / "checkpoints"
+    assert [path.name for path in checkpoints.iterdir()] == ["last.ckpt"]
+    assert torch.load(checkpoints / "last.ckpt", weights_only=True)["global_step"] == 2
