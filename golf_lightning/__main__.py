@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 TOOLS = {
     "bundle": "golf_lightning.submission.bundle",
+    "inspect": "golf_lightning.reporting.inspection",
     "prepare": "golf_lightning.data.commands",
 }
 """Commands beside Lightning's own, and the module whose ``main(argv)`` runs each, imported only when asked for."""

@@ -31,8 +31,9 @@ TRAINER_DEFAULTS: dict[str, Any] = {
 }
 
 
-DESCRIPTION = """Train, compress and score tiny language models. Data folders are made and checked by
-`python -m golf_lightning prepare`, which has a help of its own."""
+DESCRIPTION = """Train, compress and score tiny language models. Beside these subcommands, each with a help of its own:
+`python -m golf_lightning prepare` makes and checks data folders, `inspect` shows what is in an artifact, and `bundle`
+writes a run's whole program as one file."""
 
 
 class GolfParser(LightningArgumentParser):

@@ -89,6 +89,7 @@ class Artifact:
         state: codes, scales and vectors.
         bytes_by_role: bytes in the file for ``attention``, ``mlp``, ``embedding``, ``scales``, ``vectors`` and
             ``header`` (with prefix and checksum); they add up to the file.
+        bytes_by_section: bytes of each section, named by its bank, or ``scales`` or ``vectors``.
     """
 
     config: GPTConfig
@@ -97,6 +98,7 @@ class Artifact:
     coder: str
     state: QuantizedState
     bytes_by_role: dict[str, int]
+    bytes_by_section: dict[str, int]
 
     @property
     def file_bytes(self) -> int:
@@ -209,9 +211,11 @@ def decode_artifact(data: bytes) -> Artifact:
         raise GolfError("its sections do not add up to its size.")
     state = _decode_payload(header, view[payload_start:-DIGEST_BYTES])
     sizes = {"attention": 0, "mlp": 0, "embedding": 0, "scales": 0, "vectors": 0, "header": len(data) - payload_bytes}
+    sections: dict[str, int] = {}
     for section in header.sections:
         sizes[section.label] += section.encoded
-    return Artifact(header.config, header.recurrent, header.tokenizer_sha256, header.coder, state, sizes)
+        sections[section.name] = sections.get(section.name, 0) + section.encoded
+    return Artifact(header.config, header.recurrent, header.tokenizer_sha256, header.coder, state, sizes, sections)
 
 
 def _sections(state: QuantizedState) -> list[list[tuple[TensorEntry, Array]]]:

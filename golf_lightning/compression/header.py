@@ -60,6 +60,11 @@ class Section:
         first = self.tensors[0]
         return first.role or f"{first.kind}s"
 
+    @property
+    def name(self) -> str:
+        """The banks whose codes it holds, or its label."""
+        return "+".join(tensor.name for tensor in self.tensors) if self.tensors[0].role else self.label
+
 
 @dataclass(frozen=True, slots=True)
 class Header:

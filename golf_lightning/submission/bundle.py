@@ -129,8 +129,7 @@ def needed_sources(settings: dict[str, Any], folders: dict[str, Path]) -> Source
             trees[name] = tree = ast.parse(path.read_text(encoding="utf-8")) if path else None
             if tree is not None:
                 drop_docstrings(tree)
-                if not _is_compiled_from_source(tree):
-                    AnnotationStripper().visit(tree)
+                AnnotationStripper().visit(tree)
         return trees[name]
 
     named = list(class_paths(settings))
@@ -140,12 +139,6 @@ def needed_sources(settings: dict[str, Any], folders: dict[str, Path]) -> Source
     while drop_dead_code(sources, used):
         sources = reach(roots, parse)
     return sources
-
-
-def _is_compiled_from_source(tree: ast.Module) -> bool:
-    """Whether Triton or torch.library read the module's functions."""
-    text = ast.unparse(tree)
-    return "triton" in text or "custom_op" in text
 
 
 def _program(payload: bytes) -> bytes:

@@ -12,6 +12,9 @@ from pathlib import Path
 
 import brotli
 
+COMMANDS = ("fit", "validate", "export", "test")
+"""The commands that a bundled program knows."""
+
 
 def unpack(payload: bytes) -> Path:
     """The folder of the unpacked sources: one for equal payloads, in the user's cache, made by whoever comes first.
@@ -57,8 +60,8 @@ def launch(payload: bytes, python: tuple[int, int]) -> None:
         sys.exit(f"error: this program was made with Python {python[0]}.{python[1]}; run it with that or a newer one.")
     arguments = sys.argv[1:]
     command = arguments.pop(0) if arguments and arguments[0][0] != "-" else "fit"
-    if command not in ("fit", "validate", "export", "test"):
-        sys.exit(f"error: {command} is not part of this program; choose fit, validate, export or test.")
+    if command not in COMMANDS:
+        sys.exit(f"error: {command} is not part of this program; choose one of {', '.join(COMMANDS)}.")
     folder = unpack(payload)
     sys.path.insert(0, str(folder))
     from golf_lightning.__main__ import end_process, main

@@ -14,8 +14,11 @@ import python_minifier
 from typing_extensions import override
 
 from golf_lightning.submission.closure import Sources
+from golf_lightning.submission.launcher import COMMANDS
 
 WORD = re.compile(r"\w+")
+PLAIN_DECORATORS = ("property", "staticmethod", "classmethod", "contextlib.contextmanager", "torch.no_grad()")
+"""Decorators that read nothing but the call."""
 
 
 def drop_docstrings(tree: ast.Module) -> None:
@@ -30,9 +33,9 @@ def drop_docstrings(tree: ast.Module) -> None:
 class AnnotationStripper(ast.NodeTransformer):
     """Removes annotations that nothing reads when the program runs.
 
-    The command line reads the parameters of methods and the fields of classes; Triton and torch.library read all of a
-    decorated function. Those stay. Return types of plain functions, parameters of plain functions outside classes, and
-    types of variables go.
+    The command line reads the parameters of constructors and of the methods that its commands are named after, and the
+    fields of classes. Triton and torch.library read whole functions, which are decorated. Those stay; return types,
+    other parameters, types of variables and ``@override`` go.
     """
 
     def __init__(self) -> None:
@@ -44,13 +47,15 @@ class AnnotationStripper(ast.NodeTransformer):
 
     @override
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
-        if not node.decorator_list:
-            node.returns = None
-            if not self._in_class:
-                own = node.args
-                for arg in (*own.posonlyargs, *own.args, *own.kwonlyargs, own.vararg, own.kwarg):
-                    if arg is not None:
-                        arg.annotation = None
+        node.decorator_list = [d for d in node.decorator_list if ast.unparse(d) != "override"]
+        if any(ast.unparse(decorator) not in PLAIN_DECORATORS for decorator in node.decorator_list):
+            return node
+        node.returns = None
+        if not (self._in_class and node.name in ("__init__", *COMMANDS)):
+            own = node.args
+            for arg in (*own.posonlyargs, *own.args, *own.kwonlyargs, own.vararg, own.kwarg):
+                if arg is not None:
+                    arg.annotation = None
         return self._inside(node, in_class=False)
 
     @override

@@ -51,7 +51,7 @@ def test_a_cache_that_cannot_be_written_is_replaced_by_a_temporary_folder(
 
 def test_a_command_that_needs_more_than_the_bundle_is_refused(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["train_gpt.py", "prepare", "demo"])
-    with pytest.raises(SystemExit, match="prepare is not part of this program; choose fit"):
+    with pytest.raises(SystemExit, match="prepare is not part of this program; choose one of fit, validate"):
         launcher.launch(PAYLOAD, (3, 10))
     assert not cache.exists()
 

@@ -31,7 +31,9 @@ def test_docstrings_go_and_bodies_stay_valid() -> None:
     [
         "class A:\n    x: int = 1",
         "class A:\n\n    def __init__(self, x: int, *more: str, y: float=1.0):\n        pass",
-        "@triton.jit\ndef f(x: tl.constexpr) -> int:\n    pass",
+        "class A:\n\n    def fit(self, ckpt_path: str | None):\n        pass",
+        "@triton.jit\ndef f(x: tl.constexpr) -> int:\n    y: tl.constexpr = 1",
+        "@torch.library.custom_op('a::b', mutates_args=())\ndef f(x: Tensor) -> Tensor:\n    pass",
         "def f():\n    x: int",
     ],
 )
@@ -43,7 +45,11 @@ def test_annotations_that_something_reads_stay(text: str) -> None:
     "text, wanted",
     [
         ("def f(a: int, *b: int, c: int=1, **d: int) -> int:\n    pass", "def f(a, *b, c=1, **d):\n    pass"),
-        ("class A:\n\n    def f(self) -> int:\n        pass", "class A:\n\n    def f(self):\n        pass"),
+        ("class A:\n\n    def f(self, x: int) -> int:\n        pass", "class A:\n\n    def f(self, x):\n        pass"),
+        ("class A:\n\n    def __init__(self) -> None: ...", "class A:\n\n    def __init__(self):\n        ..."),
+        ("class A:\n\n    @override\n    def f(self):\n        pass", "class A:\n\n    def f(self):\n        pass"),
+        ("class A:\n\n    @property\n    def f(self) -> int:\n        pass",
+         "class A:\n\n    @property\n    def f(self):\n        pass"),
         ("x: int = 1", "x = 1"),
         ("class A:\n\n    def f(self):\n        self.x: int = 1", "class A:\n\n    def f(self):\n        self.x = 1"),
         ("class A:\n\n    def f(self):\n\n        def g(x: int):\n            pass",
