@@ -8,6 +8,7 @@ from callbacks.order import require_before
 from callbacks.run_folder import RunFolder
 from golf_lightning.cli import GolfTrainer
 from golf_lightning.compression.budget import ByteBudget
+from golf_lightning.errors import GolfError
 from golf_lightning.module import GolfModule
 from golf_lightning.reporting.console import say
 from golf_lightning.reporting.run_folder import artifact_path
@@ -36,6 +37,12 @@ class GPTQExport(pl.Callback):
         if self._exports(trainer, stage) and runs and runs[0].config:
             # Before training: what cannot be measured must not end a run that has trained.
             measure_code(pl_module, runs[0].config)
+
+    @override
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, GolfModule)
+        if pl_module.is_artifact and self._exports(trainer, "validate"):
+            raise GolfError("An artifact is quantized already; give export the checkpoint that it was made from.")
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
