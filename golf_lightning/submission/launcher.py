@@ -9,6 +9,7 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import NoReturn
 
 import brotli
 
@@ -57,14 +58,19 @@ def launch(payload: bytes, python: tuple[int, int]) -> None:
         python: oldest Python that can read the sources.
     """
     if sys.version_info < python:
-        sys.exit(f"error: this program was made with Python {python[0]}.{python[1]}; run it with that or a newer one.")
+        _refuse(f"this program was made with Python {python[0]}.{python[1]}; run it with that or a newer one.")
     arguments = sys.argv[1:]
-    command = arguments.pop(0) if arguments and arguments[0][0] != "-" else "fit"
+    command = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "fit"
     if command not in COMMANDS:
-        sys.exit(f"error: {command} is not part of this program; choose one of {', '.join(COMMANDS)}.")
+        _refuse(f"{command!r} is not part of this program; choose one of {', '.join(COMMANDS)}.")
     folder = unpack(payload)
     sys.path.insert(0, str(folder))
     from golf_lightning.__main__ import end_process, main
 
     size = f"--model.export.budget.code_bytes={os.path.getsize(__file__)}"
     end_process(main([command, "--config", str(folder / "config.json"), size, *arguments]))
+
+
+def _refuse(sentence: str) -> NoReturn:
+    print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(2)

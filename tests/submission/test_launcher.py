@@ -1,6 +1,7 @@
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import brotli
 import pytest
@@ -49,14 +50,21 @@ def test_a_cache_that_cannot_be_written_is_replaced_by_a_temporary_folder(
     assert (folder / "config.json").read_text() == "{}"
 
 
-def test_a_command_that_needs_more_than_the_bundle_is_refused(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["train_gpt.py", "prepare", "demo"])
-    with pytest.raises(SystemExit, match="prepare is not part of this program; choose one of fit, validate"):
+@pytest.mark.parametrize("argument", ["prepare", ""])
+def test_a_command_that_needs_more_than_the_bundle_is_refused(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, argument: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train_gpt.py", argument, "demo"])
+    with pytest.raises(SystemExit) as end:
         launcher.launch(PAYLOAD, (3, 10))
+    assert end.value.code == 2
+    assert f"error: '{argument}' is not part of this program; choose one of fit, validate" in capsys.readouterr().err
     assert not cache.exists()
 
 
-def test_an_older_python_is_refused(cache: Path) -> None:
-    with pytest.raises(SystemExit, match=r"made with Python 9\.1"):
+def test_an_older_python_is_refused(cache: Path, capsys: Any) -> None:
+    with pytest.raises(SystemExit) as end:
         launcher.launch(PAYLOAD, (9, 1))
+    assert end.value.code == 2
+    assert "made with Python 9.1" in capsys.readouterr().err
     assert not cache.exists()
