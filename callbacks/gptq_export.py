@@ -8,10 +8,11 @@ from callbacks.order import require_before
 from callbacks.run_folder import RunFolder
 from golf_lightning.cli import GolfTrainer
 from golf_lightning.compression.budget import ByteBudget
+from golf_lightning.errors import GolfError
 from golf_lightning.module import GolfModule
 from golf_lightning.reporting.console import say
 from golf_lightning.reporting.run_folder import artifact_path
-from golf_lightning.stages import export_and_score
+from golf_lightning.stages import export_and_score, measure_code
 
 
 class GPTQExport(pl.Callback):
@@ -31,6 +32,17 @@ class GPTQExport(pl.Callback):
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         require_before(trainer, self, RunFolder, EMA)  # they end the training stage and swap the average in
+        assert isinstance(pl_module, GolfModule)
+        runs = [callback for callback in trainer.callbacks if isinstance(callback, RunFolder)]  # type: ignore[attr-defined]
+        if self._exports(trainer, stage) and runs and runs[0].config:
+            # Before training: what cannot be measured must not end a run that has trained.
+            measure_code(pl_module, runs[0].config)
+
+    @override
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, GolfModule)
+        if pl_module.is_artifact and self._exports(trainer, "validate"):
+            raise GolfError("An artifact is quantized already; give export the checkpoint that it was made from.")
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -39,13 +51,18 @@ class GPTQExport(pl.Callback):
 
     @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if isinstance(trainer, GolfTrainer) and trainer.exporting:
+        if self._exports(trainer, "validate"):
             self._export(trainer, pl_module)
 
     @override
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if self._budget is not None:
             self._budget.require()
+
+    def _exports(self, trainer: pl.Trainer, stage: str) -> bool:
+        if stage == "fit":
+            return self.at_train_end
+        return isinstance(trainer, GolfTrainer) and trainer.exporting
 
     def _export(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, GolfModule)

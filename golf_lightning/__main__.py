@@ -1,6 +1,5 @@
 """``python -m golf_lightning``: Lightning's subcommands, and tools that need no trainer."""
 
-import importlib
 import logging
 import os
 import sys
@@ -8,16 +7,10 @@ import warnings
 from typing import TYPE_CHECKING, NoReturn
 
 from golf_lightning.errors import GolfError, Interrupted
+from golf_lightning.tools import TOOLS, run_tool
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
-
-
-TOOLS = {
-    "bench": "golf_lightning.benchmark.command",
-    "prepare": "golf_lightning.data.commands",
-}
-"""Commands beside Lightning's own, and the module whose ``main(argv)`` runs each, imported only when asked for."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -25,8 +18,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     try:
         if argv and argv[0] in TOOLS:
-            status: int = importlib.import_module(TOOLS[argv[0]]).main(argv[1:])
-            return status
+            return run_tool(argv[0], argv[1:])
         return train(argv)
     except GolfError as error:
         print(f"error: {error}", file=sys.stderr)

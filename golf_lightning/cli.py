@@ -17,6 +17,7 @@ from golf_lightning.checkpoints import GolfCheckpointIO
 from golf_lightning.data.datamodule import GolfDataModule
 from golf_lightning.errors import GolfError
 from golf_lightning.module import GolfModule
+from golf_lightning.tools import describe_tools
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "strategy": {"class_path": "golf_lightning.optim.strategy.MuonStrategy"},
@@ -32,9 +33,7 @@ TRAINER_DEFAULTS: dict[str, Any] = {
 }
 
 
-DESCRIPTION = """Train, compress and score tiny language models. More commands, each with a help of its own:
-`python -m golf_lightning prepare` makes and checks data folders,
-`python -m golf_lightning bench` measures speed."""
+DESCRIPTION = "Train, compress and score tiny language models. "
 
 
 class GolfParser(LightningArgumentParser):
@@ -131,7 +130,7 @@ class GolfCLI(LightningCLI):
             save_config_callback=None,
             auto_configure_optimizers=False,
             seed_everything_default=42,
-            parser_kwargs={"prog": "python -m golf_lightning", "description": DESCRIPTION},
+            parser_kwargs={"prog": "python -m golf_lightning", "description": DESCRIPTION + describe_tools()},
             args=args,
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,8 @@ import torch.distributed as dist
 from golf_lightning.compression.artifact import read_artifact
 from golf_lightning.compression.budget import ByteBudget
 from golf_lightning.compression.export import export_model
+from golf_lightning.compression.ranks import on_rank_zero
+from golf_lightning.errors import GolfError
 from golf_lightning.evaluation.bpb import Score
 from golf_lightning.evaluation.config import TTTConfig
 from golf_lightning.evaluation.documents import DocumentStream
@@ -22,6 +25,32 @@ from golf_lightning.reporting.console import say
 
 if TYPE_CHECKING:
     from golf_lightning.module import GolfModule
+
+
+def measure_code(module: GolfModule, config: str) -> None:
+    """Where the module's budget does not say how large the program is, measure it; every rank calls this.
+
+    Args:
+        module: attached to a trainer whose processes are connected.
+        config: the run's resolved configuration as YAML text, a part of the program.
+
+    Raises:
+        GolfError: a package that bundling needs is missing.
+    """
+    settings = module.export_config
+    if settings.budget.code_bytes is not None:
+        return
+    try:
+        # By name, so that a bundled program, which knows its own size, does not carry the bundler.
+        bundler = importlib.import_module("golf_lightning.submission.bundle")
+    except ModuleNotFoundError as error:
+        raise GolfError(
+            f"Measuring the program's size needs the package {error.name}; run `pip install python-minifier`, "
+            "or give the size with --model.export.budget.code_bytes."
+        ) from None
+    device = module.trainer.strategy.root_device
+    measured = on_rank_zero(lambda: {"code_bytes": bundler.bundle_bytes(config)}, device)
+    module.export_config = dataclasses.replace(settings, budget=dataclasses.replace(settings.budget, **measured))
 
 
 def export_and_score(module: GolfModule, path: Path) -> ByteBudget:

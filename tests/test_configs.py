@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from golf_lightning.__main__ import main, named_callbacks
 from golf_lightning.cli import GolfCLI
+from golf_lightning.tools import TOOLS
 
 ROOT = Path(__file__).parent.parent
 RECIPES = ("demo", "golf", "pr1536")
@@ -97,7 +98,7 @@ def test_the_defaults_are_the_default_recipe() -> None:
 def test_commands_of_the_readme_are_understood(command: str, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.chdir(ROOT)
     arguments = shlex.split(command)[3:]
-    if arguments[0] == "prepare":
+    if arguments[0] in TOOLS:
         with pytest.raises(SystemExit) as end:  # the options are checked before --help answers
             main([*arguments, "--help"])
         assert end.value.code == 0

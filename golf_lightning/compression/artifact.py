@@ -1,6 +1,6 @@
 """The artifact: one file that holds a whole model, and nothing that can be executed.
 
-Format, version 1. Integers are little-endian.
+This is the whole format, version 1; a reader can be written from it. Integers are little-endian.
 
 ==================  ========  ==================================================================
 offset              bytes     content
@@ -8,19 +8,49 @@ offset              bytes     content
 0                   8         magic ``93 47 4F 4C 46 0D 0A 1A`` (0x93, "GOLF", CR, LF, 0x1A)
 8                   4         format version, unsigned: 1
 12                  4         length h of the header, unsigned, at most 2**20
-16                  h         header, UTF-8 JSON
-16 + h              p         payload: the coded sections, in the order of the header
+16                  h         header: a JSON object (RFC 8259) in UTF-8
+16 + h              p         payload: the coded sections, one after another, as the header lists them
 16 + h + p          32        SHA-256 of everything before it
 ==================  ========  ==================================================================
 
-The header is an object of ``model`` (the fields of ``GPTConfig``), ``tokenizer_sha256``, ``recurrent`` (whether the
-looped layers run ``loop_passes`` times), ``coder`` and ``sections``. A section has ``encoded``, its payload bytes, and
-``tensors``, the arrays coded together: ``name``, ``kind``, ``shape``, ``role``, ``bits`` and ``decoded`` bytes.
-Kinds: ``codes``, int8 in C order, of the banks and the embedding; ``scale``, float16, one per row of the codes of that
-name; ``vector``, float16, every other parameter. A weight is code times scale, in float32.
+The file is at most 2**30 bytes, and so is the sum of its decoded arrays. The header's fields:
 
-Each bank is a section of its own, all layers together, so that sections can be coded in parallel; the scales and the
-vectors are two more. How a coder lays out its bytes is described in :mod:`golf_lightning.compression.coding`.
+==================  ==========  ==================================================================
+field               JSON type   meaning
+==================  ==========  ==================================================================
+model               object      every field of :class:`~golf_lightning.model.config.GPTConfig`
+tokenizer_sha256    string      SHA-256 of the tokenizer's file, 64 lower-case hexadecimal digits
+recurrent           boolean     whether layers ``loop_first..loop_last`` run ``loop_passes`` times
+coder               string      how sections are coded: a name that the module ``coding`` defines
+sections            array       objects with ``encoded`` and ``tensors``
+encoded             integer     bytes of the section in the payload
+tensors             array       arrays that are coded together, at least one, of one kind and role
+==================  ==========  ==================================================================
+
+Each of ``tensors`` is an object:
+
+==================  ==========  ==================================================================
+field               JSON type   meaning
+==================  ==========  ==================================================================
+name                string      name of a parameter of the model
+kind                string      ``codes``: int8; ``scale`` and ``vector``: IEEE 754 binary16
+shape               array       at most 4 integers; [] is a single value. Elements in C order
+role                string      of codes ``attention`` (qo, kv), ``mlp`` (up, down) or ``embedding``;
+                                otherwise empty
+bits                integer     of codes b in 2..8, which lie in -R..R with R = 2**(b - 1) - 1;
+                                otherwise 16
+decoded             integer     bytes of the array: its elements times 1 or 2
+==================  ==========  ==================================================================
+
+Codes and scales are those of the banks and the embedding (``GPTConfig.bank_shapes``; the embedding is ``[vocab_size,
+width]``): a scale has the shape of its codes without the last dimension, is positive and finite, and the weight is code
+times scale, in float32. Every other parameter (:func:`~golf_lightning.model.order.vector_shapes`) is a vector, finite.
+Each of these arrays is there once and no other is; their order and their grouping into sections are free. This writer
+gives each bank a section of its own, all layers together, so that sections are coded in parallel, then the scales, then
+the vectors. What a coder makes of a section's arrays is described in :mod:`golf_lightning.compression.coding`.
+
+A reader refuses what departs from this in any way. It never needs more memory than a small multiple of the declared
+sizes, which it checks before it decodes anything.
 """
 
 import hashlib
@@ -59,6 +89,7 @@ class Artifact:
         state: codes, scales and vectors.
         bytes_by_role: bytes in the file for ``attention``, ``mlp``, ``embedding``, ``scales``, ``vectors`` and
             ``header`` (with prefix and checksum); they add up to the file.
+        bytes_by_section: bytes of each section, named by its bank, or ``scales`` or ``vectors``.
     """
 
     config: GPTConfig
@@ -67,6 +98,7 @@ class Artifact:
     coder: str
     state: QuantizedState
     bytes_by_role: dict[str, int]
+    bytes_by_section: dict[str, int]
 
     @property
     def file_bytes(self) -> int:
@@ -179,9 +211,11 @@ def decode_artifact(data: bytes) -> Artifact:
         raise GolfError("its sections do not add up to its size.")
     state = _decode_payload(header, view[payload_start:-DIGEST_BYTES])
     sizes = {"attention": 0, "mlp": 0, "embedding": 0, "scales": 0, "vectors": 0, "header": len(data) - payload_bytes}
+    sections: dict[str, int] = {}
     for section in header.sections:
         sizes[section.label] += section.encoded
-    return Artifact(header.config, header.recurrent, header.tokenizer_sha256, header.coder, state, sizes)
+        sections[section.name] = sections.get(section.name, 0) + section.encoded
+    return Artifact(header.config, header.recurrent, header.tokenizer_sha256, header.coder, state, sizes, sections)
 
 
 def _sections(state: QuantizedState) -> list[list[tuple[TensorEntry, Array]]]:

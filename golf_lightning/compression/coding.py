@@ -54,7 +54,7 @@ class Coder(Protocol):
 
 
 class RawCoder:
-    """Little-endian bytes as they are: no coding, for tests and as the yardstick of the others."""
+    """``raw``: little-endian bytes of one array after another; no coding, the yardstick of the others."""
 
     def encode(self, arrays: Sequence[Array]) -> bytes:
         """The arrays' bytes, one after another."""
@@ -74,10 +74,11 @@ class RawCoder:
 
 
 class BrotliCoder:
-    """Brotli at quality 11 with a 16 MiB window, as in the contest's records.
+    """``brotli``: what ``raw`` gives, as one Brotli stream (RFC 7932) at quality 11 with a 16 MiB window.
 
-    Codes go in one byte each: bit packing would hide the bytes that repeat. Of 16-bit values all low bytes come first,
-    then all high bytes, which hold sign and exponent and compress well.
+    This is the coding of the contest's records. Codes go in one byte each: bit packing would hide the bytes that
+    repeat. Of a section of 16-bit values the low bytes of all arrays come first, then all high bytes, which hold sign
+    and exponent and compress well.
     """
 
     quality = 11

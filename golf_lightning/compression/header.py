@@ -10,6 +10,7 @@ from golf_lightning.compression.coding import ArraySpec
 from golf_lightning.compression.quantize import MAX_BITS, MIN_BITS, ROLE_OF, Role
 from golf_lightning.errors import GolfError
 from golf_lightning.model.config import GPTConfig
+from golf_lightning.model.order import vector_shapes
 
 Kind = Literal["codes", "scale", "vector"]
 
@@ -59,6 +60,11 @@ class Section:
         first = self.tensors[0]
         return first.role or f"{first.kind}s"
 
+    @property
+    def name(self) -> str:
+        """The banks whose codes it holds, or its label."""
+        return "+".join(tensor.name for tensor in self.tensors) if self.tensors[0].role else self.label
+
 
 @dataclass(frozen=True, slots=True)
 class Header:
@@ -94,7 +100,7 @@ class Header:
         """Read and check a header.
 
         The result is consistent: every bank of the model and its embedding has codes of the model's shape and one
-        scale per row, names are unique, and the decoded sizes are bounded.
+        scale per row, every other parameter has its vector, nothing else is there, and the decoded sizes are bounded.
 
         Raises:
             GolfError: anything else.
@@ -183,7 +189,12 @@ def _check_tensors(header: Header) -> None:
         raise GolfError("its header names a tensor twice.")
     embedding = (header.config.vocab_size, header.config.width)
     wanted: dict[str, tuple[int, ...]] = {**header.config.bank_shapes, "embedding": embedding}
-    codes = {tensor.name: tensor.shape for tensor in tensors if tensor.kind == "codes"}
-    scales = {tensor.name: tensor.shape for tensor in tensors if tensor.kind == "scale"}
-    if codes != wanted or scales != {name: shape[:-1] for name, shape in wanted.items()}:
+    listed: dict[Kind, dict[str, tuple[int, ...]]] = {kind: {} for kind in get_args(Kind)}
+    for tensor in tensors:
+        listed[tensor.kind][tensor.name] = tensor.shape
+    if listed["codes"] != wanted or listed["scale"] != {name: shape[:-1] for name, shape in wanted.items()}:
         raise GolfError("its header lists matrices that do not fit its model.")
+    if listed["vector"] != vector_shapes(header.config):
+        raise GolfError("its header lists vectors that do not fit its model.")
+    if 4 * header.config.max_seqlen * header.config.rope_dims > MAX_DECODED_BYTES:
+        raise GolfError("its header gives a max_seqlen whose rotary table would not fit any machine.")

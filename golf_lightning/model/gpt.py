@@ -10,7 +10,7 @@ from golf_lightning.kernels.cross_entropy import head_nll, softcap_logits, softc
 from golf_lightning.model.block import LaneWeights, LayerWeights, Pass, parallel_block, rms_norm, serial_block
 from golf_lightning.model.config import GPTConfig
 from golf_lightning.model.injection import NO_ADAPTERS, Adapters, Recorder
-from golf_lightning.model.order import LayerPlan, layer_plan, skip_slots
+from golf_lightning.model.order import LayerPlan, layer_plan, vector_shapes
 from golf_lightning.model.rotary import document_positions, rotary_table
 
 # T tokens, D width, V vocabulary, S segments, R rotated half of a head, L layers
@@ -33,6 +33,16 @@ class GPT(nn.Module):
         recurrent: whether the looped layers run ``config.loop_passes`` times.
     """
 
+    mix: Tensor
+    attn_scale: Tensor
+    mlp_scale: Tensor
+    q_gain: Tensor
+    skip_weight: Tensor
+    skip_gate: Tensor
+    lane_residual: Tensor
+    lane_attn: Tensor
+    lane_mlp: Tensor
+    lane_balance: Tensor
     rotary: Tensor
 
     def __init__(
@@ -49,22 +59,11 @@ class GPT(nn.Module):
         self.attention: AttentionBackend = attention
         self.kernels: KernelBackend = kernels
         self.recurrent = False
-        layers, width = config.layers, config.width
-        self.embedding = nn.Parameter(torch.empty(config.vocab_size, width))
+        self.embedding = nn.Parameter(torch.empty(config.vocab_size, config.width))
         banks = {name: nn.Parameter(torch.empty(shape)) for name, shape in config.bank_shapes.items()}
         self.qo, self.kv, self.up, self.down = (banks[name] for name in ("qo", "kv", "up", "down"))
-        self.mix = nn.Parameter(torch.empty(layers, 2, width))
-        self.attn_scale = nn.Parameter(torch.empty(layers, width))
-        self.mlp_scale = nn.Parameter(torch.empty(layers, width))
-        self.q_gain = nn.Parameter(torch.empty(layers, config.heads))
-        self.skip_weight = nn.Parameter(torch.empty(skip_slots(config), width))
-        self.skip_gate = nn.Parameter(torch.empty(skip_slots(config), width))
-        if config.lanes == "crossed":
-            self.lane_residual = nn.Parameter(torch.empty(config.lane_layers, 2))
-            self.lane_attn = nn.Parameter(torch.empty(config.lane_layers, 2))
-            self.lane_mlp = nn.Parameter(torch.empty(config.lane_layers, 2))
-        elif config.lanes == "isolated":
-            self.lane_balance = nn.Parameter(torch.empty(()))
+        for name, vector_shape in vector_shapes(config).items():
+            self.register_parameter(name, nn.Parameter(torch.empty(vector_shape)))
         self.register_buffer("rotary", torch.empty(0), persistent=False)
         self.extend_positions(config.max_seqlen)
         self.reset_parameters()

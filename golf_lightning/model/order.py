@@ -30,6 +30,24 @@ def skip_slots(config: GPTConfig) -> int:
     return _depth(config, config.loop_passes) // 2
 
 
+def vector_shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
+    """Shape of every parameter that is neither a bank nor the embedding, in the model's order."""
+    layers, width, slots, lanes = config.layers, config.width, skip_slots(config), config.lane_layers
+    shapes: dict[str, tuple[int, ...]] = {
+        "mix": (layers, 2, width),
+        "attn_scale": (layers, width),
+        "mlp_scale": (layers, width),
+        "q_gain": (layers, config.heads),
+        "skip_weight": (slots, width),
+        "skip_gate": (slots, width),
+    }
+    if config.lanes == "crossed":
+        shapes |= dict.fromkeys(("lane_residual", "lane_attn", "lane_mlp"), (lanes, 2))
+    elif config.lanes == "isolated":
+        shapes["lane_balance"] = ()
+    return shapes
+
+
 def layer_plan(config: GPTConfig, recurrent: bool) -> LayerPlan:
     """The order of layers with recurrence on or off.
 

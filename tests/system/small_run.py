@@ -56,7 +56,7 @@ RECIPE: dict[str, Any] = {
             "loop_passes": 2,
             "lanes_start": 3,
         },
-        "export": {"calibration_batches": 2},
+        "export": {"calibration_batches": 2, "budget": {"code_bytes": 26_505}},
         "ttt": {"window": 48, "chunk": 16, "slots": 4, "rows": 512, "adapters": {"rank": 2}},
     },
 }

@@ -1,0 +1,175 @@
+"""Take out of source what running it does not need.
+
+Three passes over syntax trees, before a minifier sees the text: docstrings; annotations that nothing reads; imports,
+functions, classes and constants that no remaining code names. The last is repeated until nothing changes, since each
+piece of dead code may have been all that named another.
+"""
+
+import ast
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+import python_minifier
+from typing_extensions import override
+
+from golf_lightning.submission.closure import Sources
+from golf_lightning.submission.launcher import COMMANDS
+
+WORD = re.compile(r"\w+")
+PLAIN_DECORATORS = ("property", "staticmethod", "classmethod", "contextlib.contextmanager", "torch.no_grad()")
+"""Decorators that read nothing but the call."""
+
+
+def drop_docstrings(tree: ast.Module) -> None:
+    """Remove every statement that is only a literal: docstrings of modules, classes, functions and constants."""
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            kept = [s for s in body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]
+            node.body = kept if kept or isinstance(node, ast.Module) else [ast.Pass()]  # type: ignore[attr-defined]
+
+
+class AnnotationStripper(ast.NodeTransformer):
+    """Removes annotations that nothing reads when the program runs.
+
+    The command line reads the parameters of constructors and of the methods that its commands are named after, and the
+    fields of classes. Triton and torch.library read whole functions, which are decorated. Those stay; return types,
+    other parameters, types of variables and ``@override`` go.
+    """
+
+    def __init__(self) -> None:
+        self._in_class = False
+
+    @override
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
+        return self._inside(node, in_class=True)
+
+    @override
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        node.decorator_list = [d for d in node.decorator_list if ast.unparse(d) != "override"]
+        if any(ast.unparse(decorator) not in PLAIN_DECORATORS for decorator in node.decorator_list):
+            return node
+        node.returns = None
+        if not (self._in_class and node.name in ("__init__", *COMMANDS)):
+            own = node.args
+            for arg in (*own.posonlyargs, *own.args, *own.kwonlyargs, own.vararg, own.kwarg):
+                if arg is not None:
+                    arg.annotation = None
+        return self._inside(node, in_class=False)
+
+    @override
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
+        if self._in_class or node.value is None:
+            return node
+        return ast.copy_location(ast.Assign([node.target], node.value), node)
+
+    def _inside(self, node: ast.AST, *, in_class: bool) -> ast.AST:
+        outside, self._in_class = self._in_class, in_class
+        self.generic_visit(node)
+        self._in_class = outside
+        return node
+
+
+def drop_dead_code(sources: Sources, used: Iterable[str] = ()) -> bool:
+    """Remove once what no remaining code names; whether there was anything.
+
+    A name counts as used where it is an identifier or an attribute of any module, or a word of any string, since names
+    travel as strings too. Only imports, plain functions, classes and assignments of values without calls can go, at the
+    top of a module: nothing else is certain to have no effect.
+
+    Args:
+        sources: trees without docstrings; changed in place.
+        used: names that something outside the sources uses.
+    """
+    changed = [_drop_imports(tree) for tree in sources.values()]
+    words = {id(statement): set(_words(statement)) for tree in sources.values() for statement in tree.body}
+    count = Counter(used)
+    count.update(word for own in words.values() for word in own)
+    for tree in sources.values():
+        kept = [
+            statement
+            for statement in tree.body
+            if not (names := _defines(statement))
+            or any(count[name] > (name in words[id(statement)]) or name.startswith("__") for name in names)
+        ]
+        changed.append(len(kept) < len(tree.body))
+        tree.body = kept
+    return any(changed)
+
+
+def _drop_imports(tree: ast.Module) -> bool:
+    """Remove imports at the top of a module that it does not use, or that only a type checker does."""
+    used = {word for statement in tree.body if not _imports_only(statement) for word in _words(statement)}
+    kept: list[ast.stmt] = []
+    changed = False
+    for statement in tree.body:
+        if isinstance(statement, ast.If) and ast.unparse(statement.test).endswith("TYPE_CHECKING"):
+            changed = True
+            continue
+        if isinstance(statement, (ast.Import, ast.ImportFrom)) and not _is_future(statement):
+            names = [
+                alias
+                for alias in statement.names
+                # "import x as x" is how a module offers another's name
+                if alias.asname == alias.name or (alias.asname or alias.name).partition(".")[0] in used
+            ]
+            changed |= len(names) < len(statement.names)
+            statement.names = names
+            if not names:
+                continue
+        kept.append(statement)
+    tree.body = kept
+    return changed
+
+
+def _imports_only(statement: ast.stmt) -> bool:
+    return isinstance(statement, (ast.Import, ast.ImportFrom))
+
+
+def _is_future(statement: ast.stmt) -> bool:
+    return isinstance(statement, ast.ImportFrom) and statement.module == "__future__"
+
+
+def _words(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            yield node.id
+        elif isinstance(node, ast.Attribute):
+            yield node.attr
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield from WORD.findall(node.value)
+        elif isinstance(node, ast.alias):
+            yield from node.name.split(".")
+
+
+def _defines(statement: ast.stmt) -> list[str]:
+    """Names that a statement defines, if it does nothing else."""
+    if isinstance(statement, ast.ClassDef) or (isinstance(statement, ast.FunctionDef) and not statement.decorator_list):
+        return [statement.name]
+    if not isinstance(statement, (ast.Assign, ast.AnnAssign)) or statement.value is None:
+        return []
+    if any(isinstance(node, ast.Call) for node in ast.walk(statement.value)):
+        return []
+    targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+    names = [target.id for target in targets if isinstance(target, ast.Name)]
+    return names if len(names) == len(targets) else []
+
+
+def minify(tree: ast.Module) -> str:
+    """The shortest text of a module that python-minifier may make of it without changing what others see.
+
+    Names of modules, classes, functions, parameters and attributes stay. In a module of Triton kernels local names stay
+    as well: Triton compiles the source and tells constants from values by how they are named and annotated.
+    """
+    text = ast.unparse(tree)
+    plain = "triton" not in set(_words(tree))
+    return python_minifier.minify(
+        text,
+        remove_annotations=False,
+        hoist_literals=False,
+        rename_locals=plain,
+        constant_folding=plain,
+        convert_posargs_to_args=plain,
+        remove_explicit_return_none=plain,
+    )
