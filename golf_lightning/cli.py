@@ -3,19 +3,18 @@
 import difflib
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning.pytorch as pl
 from jsonargparse import Namespace
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from typing_extensions import override
 
 from golf_lightning.checkpoints import GolfCheckpointIO
 from golf_lightning.data.datamodule import GolfDataModule
 from golf_lightning.errors import GolfError
 from golf_lightning.module import GolfModule
+from golf_lightning.reporting.loggers import RunLogger
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "strategy": {"class_path": "golf_lightning.optim.strategy.MuonStrategy"},
@@ -168,7 +167,8 @@ class GolfCLI(LightningCLI):
         run.continues = self._get(self.config_init, "ckpt_path") is not None
         given = self._get(self.config_init, "trainer")
         if given.get("logger") in (None, True):
-            kwargs["logger"] = _loggers(run.folder, str(self.subcommand))
+            # What scores a model logs nothing by step; its figures are in the run's JSON files.
+            kwargs["logger"] = RunLogger(run.folder, run.continues) if self.subcommand == "fit" else False
         kwargs["default_root_dir"] = str(run.folder)
         kwargs["plugins"] = [*(given.get("plugins") or []), GolfCheckpointIO()]
         return super().instantiate_trainer(**kwargs)
@@ -180,13 +180,3 @@ class GolfCLI(LightningCLI):
     @override
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
         return super()._instantiate_trainer(config, [c for c in callbacks if getattr(c, "enabled", True)])
-
-
-def _loggers(folder: Path, subcommand: str) -> list[Logger]:
-    """CSV and TensorBoard, in a numbered folder of their own: a resumed run keeps what it logged before."""
-    name = "metrics" if subcommand == "fit" else f"metrics.{subcommand}"
-    number = len(list((folder / name).glob("version_*")))
-    return [
-        CSVLogger(save_dir=folder, name=name, version=number),
-        TensorBoardLogger(save_dir=folder, name=name, version=number, default_hp_metric=False),
-    ]
