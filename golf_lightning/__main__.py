@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 TOOLS = {
     "prepare": "golf_lightning.data.commands",
+    "report": "golf_lightning.reporting.report",
 }
 """Commands beside Lightning's own, and the module whose ``main(argv)`` runs each, imported only when asked for."""
 

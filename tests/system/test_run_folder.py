@@ -162,3 +162,19 @@ def test_a_rehearsal_of_one_step_goes_the_whole_way(data: Path, tmp_path: Path) 
     result = read(tmp_path / "runs" / "small" / "result.json")
     assert result["train"]["steps"] == 1
     assert set(result["scores"]) == {"before_quantization", "quantized", "ttt_lr0", "ttt"}
+
+
+def test_the_report_of_a_real_run_shows_everything(run: Path) -> None:
+    assert golf("report", run) == 0
+    page = (run / "report.html").read_text()
+    assert page.count("<figure") == 10
+    assert "What to know first" not in page or "not committed" in page
+    assert (run / "report.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_report_of_a_rehearsal_says_what_it_is(data: Path, tmp_path: Path, capsys: Any) -> None:
+    assert golf("fit", "--config", write_recipe(tmp_path, data), "--trainer.fast_dev_run", "true") == 0
+    assert golf("report", tmp_path / "runs" / "small") == 0
+    output = capsys.readouterr().out
+    assert "A rehearsal (trainer.fast_dev_run)" in output
+    assert "No logged values" in output
