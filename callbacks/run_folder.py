@@ -37,7 +37,7 @@ class RunFolder(pl.Callback):
 
     Attributes:
         config: the resolved configuration as YAML text; the command line fills it in.
-        continues: whether the run goes on from a checkpoint; the command line says so.
+        model_file: the checkpoint or artifact that the command starts from, or ``None``; the command line fills it in.
     """
 
     def __init__(self, name: str = "run", root: str = "runs", overwrite: bool = False) -> None:
@@ -46,7 +46,7 @@ class RunFolder(pl.Callback):
         self.folder = Path(root) / name
         self.overwrite = overwrite
         self.config = ""
-        self.continues = False
+        self.model_file: str | None = None
         self._command = ""
         self._transcript: Transcript | None = None
 
@@ -67,7 +67,8 @@ class RunFolder(pl.Callback):
 
     def _refuse_to_replace(self, trainer: pl.Trainer, command: str) -> None:
         checkpoint, artifact, scores = last_checkpoint(trainer), artifact_path(trainer), self.folder / RESULTS["test"]
-        if command == "fit" and not self.continues and checkpoint.exists():
+        own = self.model_file is not None and Path(self.model_file).resolve().parent == checkpoint.resolve().parent
+        if command == "fit" and not own and checkpoint.exists():
             raise GolfError(
                 f"{self.folder} already holds a run; choose another --run.name, continue it with "
                 f"--ckpt_path {checkpoint}, or train it again with --run.overwrite true."
@@ -85,11 +86,11 @@ class RunFolder(pl.Callback):
         """Write what the run is, once everything has been checked and loaded: a mistake must not touch an old run."""
         self._command = _command(trainer)
         module.result.record("run", name=self.folder.name, command=self._command, status="running", started=_now())
-        if trainer.ckpt_path is not None:
-            path = Path(trainer.ckpt_path)
-            module.result.record("run", from_file=path.name, from_sha256=sha256_of(path))
         if trainer.is_global_zero:
-            if self._command == "fit" and not self.continues:
+            if self.model_file is not None:
+                path = Path(self.model_file)
+                module.result.record("run", from_file=path.name, from_sha256=sha256_of(path))
+            if self._command == "fit" and self.model_file is None:
                 clear(self.folder)
             with write_whole(self.folder / named("config", ".yaml", self._command), "w") as file:
                 file.write(self.config)

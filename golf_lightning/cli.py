@@ -116,12 +116,18 @@ class GolfCLI(LightningCLI):
         callbacks: short name on the command line to callback class, in running order. ``run`` must be among them: it
             names the run's folder. A callback whose attribute ``enabled`` is false is left out.
         args: command-line arguments instead of ``sys.argv``.
+        module_class: the module to build from the options, which are those of its ``__init__``.
     """
 
-    def __init__(self, callbacks: Mapping[str, type[pl.Callback]], args: list[str] | None = None) -> None:
+    def __init__(
+        self,
+        callbacks: Mapping[str, type[pl.Callback]],
+        args: list[str] | None = None,
+        module_class: type[GolfModule] = GolfModule,
+    ) -> None:
         self.named_callbacks = callbacks
         super().__init__(
-            GolfModule,
+            module_class,
             GolfDataModule,
             trainer_class=GolfTrainer,
             trainer_defaults=TRAINER_DEFAULTS,
@@ -165,11 +171,12 @@ class GolfCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         run = self._get(self.config_init, "run")
         run.config = self.parser_of_subcommand().dump(self.config[str(self.subcommand)], skip_none=False)
-        run.continues = self._get(self.config_init, "ckpt_path") is not None
+        run.model_file = self._get(self.config_init, "ckpt_path")
         given = self._get(self.config_init, "trainer")
         if given.get("logger") in (None, True):
             # What scores a model logs nothing by step; its figures are in the run's JSON files.
-            kwargs["logger"] = RunLogger(run.folder, run.continues) if self.subcommand == "fit" else False
+            logger = RunLogger(run.folder, continues=run.model_file is not None)
+            kwargs["logger"] = logger if self.subcommand == "fit" else False
         kwargs["default_root_dir"] = str(run.folder)
         kwargs["plugins"] = [*(given.get("plugins") or []), GolfCheckpointIO()]
         return super().instantiate_trainer(**kwargs)

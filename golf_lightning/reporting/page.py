@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from golf_lightning.reporting.panels import LINES, Panel, colour, panels
 from golf_lightning.reporting.result import SCORES
 from golf_lightning.reporting.seeds import Comparison, Group
-from golf_lightning.reporting.style import PAPER, RC, css_variables, svg
+from golf_lightning.reporting.style import PAPER, RC, SERIES, css_variables, svg
 from golf_lightning.reporting.tables import comparisons_table, groups_table, runs_table, seconds_table
 
 TEMPLATE = "report.html.jinja"
@@ -74,7 +74,7 @@ def html(report: Report) -> str:
 def _legend(groups: list[Group]) -> list[dict[str, Any]]:
     dashes = {"-": "none", "--": "7 4", "-.": "8 3 2 3", ":": "2 3"}
     return [
-        {"name": run.name, "series": index % 8, "dash": dashes[LINES[number % len(LINES)]]}
+        {"name": run.name, "series": index % len(SERIES), "dash": dashes[LINES[number % len(LINES)]]}
         for index, group in enumerate(groups)
         for number, run in enumerate(group.runs)
     ]
@@ -82,7 +82,7 @@ def _legend(groups: list[Group]) -> list[dict[str, Any]]:
 
 def _card(index: int, group: Group) -> dict[str, Any]:
     """The one figure that matters, and what stands beside it."""
-    card: dict[str, Any] = {"name": group.name, "series": index % 8, "runs": len(group.runs), "figure": None}
+    card: dict[str, Any] = {"name": group.name, "series": index % len(SERIES), "runs": len(group.runs), "figure": None}
     if (name := group.final) is not None and (found := group.statistics(name)) is not None:
         partial = any(run.scores[name]["partial"] for run in group.runs if name in run.scores)
         card |= {

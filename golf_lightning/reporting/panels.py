@@ -22,6 +22,8 @@ BIN_EDGES = (0, 64, 128, 256, 512, 1024, 2048, 4096)
 """Lengths of documents, in targets, between which the gain of test-time training is pooled."""
 LINES: "tuple[Literal['-', '--', '-.', ':'], ...]" = ("-", "--", "-.", ":")
 """Runs of one group share a colour and differ in these."""
+LONGEST_NAME = 18
+"""Letters of a run's name beside a bar; the legend has the whole name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +261,8 @@ def _stack(axes: Axes, runs: list[Run], parts: list[dict[str, float]], unit: str
     for name in order:
         if totals[name] and name not in parts[0]:
             axes.barh(0, 0, color=STACK[order.index(name) % len(STACK)], label=name)
-    axes.set_yticks(range(len(runs)), [run.name for run in runs])
+    names = [run.name if len(run.name) <= LONGEST_NAME else f"{run.name[: LONGEST_NAME - 1]}…" for run in runs]
+    axes.set_yticks(range(len(runs)), names)
     axes.set_ylim(max(len(runs), 3) / 2 + len(runs) / 2 - 0.5, len(runs) / 2 - max(len(runs), 3) / 2 - 0.5)
     axes.set_xlim(0, widest * 1.03)
     axes.set_xlabel(unit)

@@ -108,6 +108,15 @@ def test_a_finished_stage_is_not_done_again_by_accident(
     assert (run / file).stat().st_mtime_ns > made
 
 
+def test_a_run_is_not_continued_in_the_folder_of_another(run: Path, finished: Path, capsys: Any) -> None:
+    other = finished / "checkpoints" / "last.ckpt"
+    assert again(run, "fit", "--ckpt_path", other, "--trainer.max_steps", 8) == 2
+    assert "already holds a run" in capsys.readouterr().err
+    own = run / "checkpoints" / "last.ckpt"
+    assert again(run, "fit", "--ckpt_path", own, "--trainer.max_steps", 8) == 0
+    assert sorted(path.name for path in (run / "metrics").iterdir()) == ["version_0", "version_1"]
+
+
 def test_stages_done_again_keep_the_figures_of_the_others(run: Path) -> None:
     result = (run / "result.json").read_bytes()
     model = ["--ckpt_path", run / "checkpoints" / "last.ckpt", "--run.overwrite", "true"]
