@@ -20,6 +20,8 @@ from golf_lightning.reporting.tables import comparisons_table, groups_table, run
 
 TEMPLATE = "report.html.jinja"
 PNG_DPI = 110
+LEGEND_LETTERS = 130
+"""About so many letters fit side by side in the picture."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,11 @@ class Report:
     groups: list[Group]
     comparisons: list[Comparison]
     against: float | None = None
+
+    @property
+    def verdicts(self) -> list[Comparison]:
+        """Of the comparisons of each group, the one of the last score."""
+        return list({one.group: one for one in self.comparisons}.values())
 
     @property
     def panels(self) -> list[Panel]:
@@ -61,7 +68,7 @@ def html(report: Report) -> str:
         cards=[_card(index, group) for index, group in enumerate(report.groups)],
         panels=[(panel, Markup(svg(panel.draw, panel.title, panel.key))) for panel in report.panels],
         tables=[table for table in tables if table is not None],
-        comparisons=report.comparisons,
+        verdicts=report.verdicts,
         scores=SCORES,
         partial=any(score["partial"] for run in runs for score in run.scores.values()),
         notes=[(group.name, note) for group in report.groups for note in group.notes],
@@ -97,7 +104,7 @@ def _card(index: int, group: Group) -> dict[str, Any]:
 
 
 def png(report: Report) -> bytes:
-    """All panels in one picture, two in a row, with a legend of the runs on top; light colours."""
+    """All panels in one picture, two in a row, with a legend of the runs below; light colours."""
     shown = report.panels
     rows = math.ceil(len(shown) / 2)
     lines = [
@@ -109,13 +116,9 @@ def png(report: Report) -> bytes:
     with rc_context(settings):
         figure = Figure(figsize=(12, 0.9 + 3.9 * max(rows, 1)), layout="constrained", facecolor=PAPER)
         figure.suptitle(report.title, x=0.02, ha="left", fontweight="bold", fontsize=15)
-        figure.legend(
-            lines,
-            [run.name for group in report.groups for run in group.runs],
-            loc="outside upper right",
-            ncols=6,
-            frameon=False,
-        )
+        names = [run.name for group in report.groups for run in group.runs]
+        columns = max(1, min(6, LEGEND_LETTERS // (max(map(len, names)) + 8)))
+        figure.legend(lines, names, loc="outside lower left", ncols=columns, frameon=False)
         axes = figure.subplots(max(rows, 1), 2, squeeze=False).flatten()
         for place, panel in zip(axes, shown, strict=False):
             panel.draw(place)

@@ -247,6 +247,12 @@ def _bytes_panel(runs: list[Run]) -> Panel:
     return Panel("bytes", "Bytes by role", note, draw)
 
 
+def _short(name: str) -> str:
+    """A name without its middle, if it is long: runs mostly differ at the end."""
+    half = LONGEST_NAME // 2
+    return name if len(name) <= LONGEST_NAME else f"{name[: half - 1]}…{name[-half:]}"
+
+
 def _stack(axes: Axes, runs: list[Run], parts: list[dict[str, float]], unit: str) -> None:
     """One horizontal bar a run; parts are told apart by colour and, where they are large enough, by name."""
     order = list(dict.fromkeys(name for one in parts for name in one))
@@ -261,8 +267,7 @@ def _stack(axes: Axes, runs: list[Run], parts: list[dict[str, float]], unit: str
     for name in order:
         if totals[name] and name not in parts[0]:
             axes.barh(0, 0, color=STACK[order.index(name) % len(STACK)], label=name)
-    names = [run.name if len(run.name) <= LONGEST_NAME else f"{run.name[: LONGEST_NAME - 1]}…" for run in runs]
-    axes.set_yticks(range(len(runs)), names)
+    axes.set_yticks(range(len(runs)), [_short(run.name) for run in runs])
     axes.set_ylim(max(len(runs), 3) / 2 + len(runs) / 2 - 0.5, len(runs) / 2 - max(len(runs), 3) / 2 - 0.5)
     axes.set_xlim(0, widest * 1.03)
     axes.set_xlabel(unit)

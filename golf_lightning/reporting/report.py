@@ -12,19 +12,25 @@ from golf_lightning.reporting.runs import read_run
 from golf_lightning.reporting.seeds import Comparison, Group, compare, group_runs
 from golf_lightning.reporting.tables import comparisons_table, groups_table
 
+LONGEST_TITLE = 60
+"""Letters of a heading that names all groups."""
+
+RUN_HELP = "folder of a run, such as runs/golf; files are passed over, so that runs/* may hold an earlier report"
+
 
 def main(argv: list[str]) -> int:
     """Run the command; returns its exit status."""
     arguments = _parser().parse_args(argv)
-    groups = group_runs([read_run(folder) for folder in arguments.runs])
+    folders = [path for path in arguments.runs if not path.is_file()] or arguments.runs
+    groups = group_runs([read_run(folder) for folder in folders])
     against = _against(arguments.against, groups)
     report = Report(
-        title=", ".join(group.name for group in groups),
+        title=_title(groups),
         groups=groups,
         comparisons=[] if against is None else _compare_all(groups, against),
         against=against if isinstance(against, float) else None,
     )
-    out = arguments.out or _default_out(arguments.runs)
+    out = arguments.out or _default_out(folders)
     picture = arguments.png or out.with_suffix(".png")
     with write_whole(out, "w") as file:
         file.write(html(report))
@@ -33,7 +39,7 @@ def main(argv: list[str]) -> int:
     for table in (groups_table(groups), comparisons_table(report.comparisons)):
         if table is not None:
             print(table.text(), end="\n\n")
-    for comparison in report.comparisons:
+    for comparison in report.verdicts:
         print(f"{comparison.group}, {SCORES[comparison.score]}: {comparison.verdict}")
     for run in (run for group in groups for run in group.runs):
         for sentence in run.missing:
@@ -48,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Show runs side by side: curves, scores, seconds and bytes, and seeds of one configuration as mean "
         "and spread. Runs whose configurations differ only in seeds and names form a group.",
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, such as runs/golf")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=RUN_HELP)
     parser.add_argument(
         "--out", type=Path, help="the HTML page; RUN/report.html for one run, report.html beside the folders for more"
     )
@@ -60,6 +66,11 @@ def _parser() -> argparse.ArgumentParser:
         "bits per byte",
     )
     return parser
+
+
+def _title(groups: list[Group]) -> str:
+    names = ", ".join(group.name for group in groups)
+    return names if len(names) <= LONGEST_TITLE else f"{len(groups)} configurations"
 
 
 def _default_out(runs: list[Path]) -> Path:

@@ -140,6 +140,14 @@ def test_one_run_has_its_report_in_its_folder(runs: list[Path]) -> None:
     assert {"report.html", "report.png"} <= {path.name for path in runs[0].iterdir()}
 
 
+def test_an_earlier_report_among_the_folders_is_passed_over(runs: list[Path], tmp_path: Path, capsys: Any) -> None:
+    assert report(*sorted(tmp_path.iterdir())) == 0
+    assert report(*sorted(tmp_path.iterdir())) == 0
+    assert "golf: after TTT" in capsys.readouterr().out
+    assert report(tmp_path / "report.html") == 2
+    assert "give the folders of runs" in capsys.readouterr().err
+
+
 def test_equal_runs_give_equal_pages(runs: list[Path], tmp_path: Path) -> None:
     for name in ("a", "b"):
         report(*runs, "--out", tmp_path / f"{name}.html")
@@ -153,6 +161,16 @@ def test_names_cannot_break_the_page(tmp_path: Path) -> None:
     text = (tmp_path / "report.html").read_text()
     assert "<b>x" not in text
     assert "&lt;b&gt;x &amp; y" in text
+
+
+def test_many_runs_with_long_names_have_a_page(tmp_path: Path, capsys: Any) -> None:
+    name = "a-rather-long-name-of-a-configuration"
+    folders = [make_run(tmp_path, f"{name}-{lr}-{seed}", seed=seed, lr=lr) for lr in range(3) for seed in range(3)]
+    assert report(*folders, "--against", f"{name}-2") == 0
+    output = capsys.readouterr().out
+    assert "3 configurations" in (tmp_path / "report.html").read_text()
+    assert output.count("contest's bar") == 2  # one verdict for each of the two other groups
+    assert [label.get_text() for label in drawn(folders[0], "ledger").get_yticklabels()] == ["a-rather…ation-0-0"]
 
 
 def only_trained(folder: Path) -> None:
