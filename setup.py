@@ -30,7 +30,7 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=PACKAGES,
-    package_data={"golf_lightning": ["py.typed"], "callbacks": ["py.typed"]},
+    package_data={"golf_lightning": ["py.typed", "reporting/*.jinja"], "callbacks": ["py.typed"]},
     install_requires=[
         "brotli>=1.2",
         "constriction>=0.4.2",

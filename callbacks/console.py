@@ -15,10 +15,10 @@ from golf_lightning.reporting.console import say
 
 
 class Console(pl.Callback):
-    """Prints and logs step, seconds, loss, tokens per second, learning rate and gradient norm.
+    """Prints step, seconds, loss, tokens per second and learning rate; logs them, momentum, gradient norm, recurrence.
 
     The loss is rank 0's mean since the last line, summed on the device; the device is asked for it only when a line is
-    printed. The loggers get the same figures.
+    printed. The loggers get them with the same steps.
 
     Args:
         every_steps: optimizer steps between two lines.
@@ -65,18 +65,19 @@ class Console(pl.Callback):
         self._all_seconds += seconds
         self._all_batches += self._batches
         rate = self._batches * batch_tokens / seconds
-        lr = next(group["lr"] for group in module.optimizer.param_groups if group["kind"] == "muon")
+        muon = next(group for group in module.optimizer.param_groups if group["kind"] == "muon")
         left = f"{module.clock.train_s - module.clock.elapsed():6.1f} s left  " if module.clock is not None else ""
-        say(f"step {trainer.global_step:5d}  {left}loss {loss:.4f}  {rate:11,.0f} tokens/s  lr {lr:.5f}")
+        say(f"step {trainer.global_step:5d}  {left}loss {loss:.4f}  {rate:11,.0f} tokens/s  lr {muon['lr']:.5f}")
         values = {
             "train/loss": loss,
             "train/tokens_per_second": rate,
-            "train/lr": lr,
+            "train/lr": muon["lr"],
+            "train/momentum": muon["momentum"],
             "train/fraction": module.fraction,
+            "train/seconds": self._all_seconds if module.clock is None else module.clock.elapsed(),
+            "train/grad_norm": float(module.optimizer.grad_norm),
+            "train/recurrent": float(module.model.recurrent),
         }
-        values |= {"train/seconds": module.clock.elapsed()} if module.clock is not None else {}
-        values |= {"train/grad_norm": float(module.optimizer.grad_norm)}
-        values |= {"train/recurrent": float(module.model.recurrent)}
         for logger in trainer.loggers:
             logger.log_metrics(values, step=trainer.global_step)
         module.result.record(

@@ -1,30 +1,43 @@
 """Keeps everything a run writes in one folder."""
 
+from datetime import datetime, timezone
 from pathlib import Path
+from signal import Signals
 
 import lightning.pytorch as pl
 from typing_extensions import override
 
-from golf_lightning.errors import GolfError
-from golf_lightning.files import write_json, write_whole
+from golf_lightning.errors import GolfError, Interrupted
+from golf_lightning.files import sha256_of, write_json, write_whole
 from golf_lightning.module import GolfModule
-from golf_lightning.reporting.console import say
-from golf_lightning.reporting.run_folder import environment, last_checkpoint
-
-RESULT_NAMES = {"fit": "result.json", "validate": "validate.json", "test": "test.json"}
+from golf_lightning.reporting.console import Transcript, say
+from golf_lightning.reporting.run_folder import (
+    LOG,
+    RESULTS,
+    artifact_path,
+    clear,
+    environment,
+    last_checkpoint,
+    named,
+)
 
 
 class RunFolder(pl.Callback):
-    """Writes configuration, environment and result of a run to ``root/name``, and prints the result as a table.
+    """Writes configuration, environment, log and result of a run to ``root/name``, and prints the result as a table.
+
+    Each command has files of its own, so stages can be repeated: ``fit`` writes ``result.json``, ``export``
+    ``export.json``, ``test`` ``test.json``, and so on. What took long to make is not replaced without ``overwrite``:
+    a run by ``fit``, an artifact by ``export``, a score by ``test``. Validation is quick, and simply done again.
 
     Args:
         name: name of the run, a folder name.
         root: folder of all runs.
-        overwrite: train again in the folder of a finished run; its files are replaced as new ones are written.
+        overwrite: do a finished stage again. fit then removes what the earlier run has written, once its own training
+            begins; export and test replace their own files.
 
     Attributes:
         config: the resolved configuration as YAML text; the command line fills it in.
-        continues: whether the run goes on from a checkpoint; the command line says so.
+        model_file: the checkpoint or artifact that the command starts from, or ``None``; the command line fills it in.
     """
 
     def __init__(self, name: str = "run", root: str = "runs", overwrite: bool = False) -> None:
@@ -33,39 +46,71 @@ class RunFolder(pl.Callback):
         self.folder = Path(root) / name
         self.overwrite = overwrite
         self.config = ""
-        self.continues = False
-        self._stage = ""
+        self.model_file: str | None = None
+        self._command = ""
+        self._transcript: Transcript | None = None
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if stage == "fit" and not self.continues and not self.overwrite and last_checkpoint(trainer).exists():
+        assert isinstance(pl_module, GolfModule)
+        self._command = ""
+        if not self.overwrite:
+            self._refuse_to_replace(trainer, _command(trainer))
+        result, data = pl_module.result, pl_module.datamodule
+        result.record("model", parameters=sum(p.numel() for p in pl_module.model.parameters()))
+        sizes = {
+            f"{name}_{field}": getattr(entry, field)
+            for name, entry in data.manifest.splits.items()
+            for field in ("documents", "tokens", "table_bytes")
+        }
+        result.record("data", fingerprint=data.manifest.fingerprint(), **sizes)
+
+    def _refuse_to_replace(self, trainer: pl.Trainer, command: str) -> None:
+        checkpoint, artifact, scores = last_checkpoint(trainer), artifact_path(trainer), self.folder / RESULTS["test"]
+        own = self.model_file is not None and Path(self.model_file).resolve().parent == checkpoint.resolve().parent
+        if command == "fit" and not own and checkpoint.exists():
             raise GolfError(
                 f"{self.folder} already holds a run; choose another --run.name, continue it with "
-                f"--ckpt_path {last_checkpoint(trainer)}, or train it again with --run.overwrite true."
+                f"--ckpt_path {checkpoint}, or train it again with --run.overwrite true."
             )
-        assert isinstance(pl_module, GolfModule)
-        pl_module.result.record("model", parameters=sum(p.numel() for p in pl_module.model.parameters()))
+        if command == "export" and artifact.exists():
+            raise GolfError(
+                f"{artifact} already exists; choose another --run.name, or replace it with --run.overwrite true."
+            )
+        if command == "test" and scores.exists():
+            raise GolfError(
+                f"{scores} already holds a score; choose another --run.name, or score again with --run.overwrite true."
+            )
 
-    def _begin(self, trainer: pl.Trainer, stage: str) -> None:
+    def _begin(self, trainer: pl.Trainer, module: GolfModule) -> None:
         """Write what the run is, once everything has been checked and loaded: a mistake must not touch an old run."""
-        self._stage = stage
+        self._command = _command(trainer)
+        module.result.record("run", name=self.folder.name, command=self._command, status="running", started=_now())
         if trainer.is_global_zero:
-            suffix = "" if stage == "fit" else f".{stage}"
-            with write_whole(self.folder / f"config{suffix}.yaml", "w") as file:
+            if self.model_file is not None:
+                path = Path(self.model_file)
+                module.result.record("run", from_file=path.name, from_sha256=sha256_of(path))
+            if self._command == "fit" and self.model_file is None:
+                clear(self.folder)
+            with write_whole(self.folder / named("config", ".yaml", self._command), "w") as file:
                 file.write(self.config)
-            write_json(self.folder / f"environment{suffix}.json", environment())
+            surroundings = environment(trainer.world_size)
+            write_json(self.folder / named("environment", ".json", self._command), surroundings)
+            self._transcript = Transcript(self.folder / LOG)
+            say(f"{self._command} in {self.folder}")
 
     @override
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, GolfModule)
         if trainer.state.fn == "validate":
-            self._begin(trainer, "validate")
+            self._begin(trainer, pl_module)
         if not trainer.sanity_checking:
             pl_module.ledger.enter("validate")
 
     @override
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._begin(trainer, "test")
+        assert isinstance(pl_module, GolfModule)
+        self._begin(trainer, pl_module)
 
     @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -79,7 +124,7 @@ class RunFolder(pl.Callback):
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, GolfModule)
-        self._begin(trainer, "fit")
+        self._begin(trainer, pl_module)
         pl_module.ledger.enter("train")
 
     @override
@@ -89,27 +134,49 @@ class RunFolder(pl.Callback):
 
     @override
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if stage == "fit" and not self._stage:
+        if stage == "fit" and not self._command:
             say(
                 f"nothing left to train: the checkpoint is at step {trainer.global_step} of {trainer.max_steps}; "
                 "`export` and `test` repeat what follows training"
             )
-        self._finish(trainer, pl_module)
+        self._finish(trainer, pl_module, "finished")
 
     @override
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         # What was measured up to here is kept, whatever ended the run.
-        self._finish(trainer, pl_module)
+        if isinstance(exception, Interrupted):
+            self._finish(trainer, pl_module, f"stopped by {Signals(exception.signal).name}")
+        else:
+            self._finish(trainer, pl_module, f"failed: {exception}")
 
-    def _finish(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def _finish(self, trainer: pl.Trainer, pl_module: pl.LightningModule, status: str) -> None:
         assert isinstance(pl_module, GolfModule)
-        if not self._stage or not trainer.is_global_zero:
+        if not self._command or not trainer.is_global_zero:
             return
         result = pl_module.result
+        result.record("run", status=status, finished=_now())
         if ledger := pl_module.ledger.to_dict():
             result.values["ledger"] = ledger
-        result.write(self.folder / RESULT_NAMES[self._stage])
+        if "artifact" in result.values:
+            result.record("artifact", sha256=sha256_of(artifact_path(trainer)))
+        if result.documents is not None:
+            result.documents.write(self.folder / named("documents", ".csv", self._command))
+        result.write(self.folder / RESULTS[self._command])
+        if self._transcript is None:  # told already: something failed after the run's last line
+            with Transcript(self.folder / LOG):
+                say(status)
+            return
         if result.values.get("scores"):
             say(result.table())
-        say(f"results in {self.folder}")
-        self._stage = ""
+        say(f"{status}; results in {self.folder}" if status != "finished" else f"results in {self.folder}")
+        self._transcript.close()
+        self._transcript = None
+
+
+def _command(trainer: pl.Trainer) -> str:
+    """The subcommand that the Trainer is running; an export begins as a validation."""
+    return "export" if getattr(trainer, "exporting", False) else str(trainer.state.fn.value)  # type: ignore[union-attr]
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

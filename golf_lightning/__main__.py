@@ -12,14 +12,21 @@ from golf_lightning.tools import TOOLS, run_tool
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
 
+    from golf_lightning.module import GolfModule
 
-def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns its exit status: 0, 2 for bad input, 128 + number after a signal."""
+
+def main(argv: list[str] | None = None, module_class: "type[GolfModule] | None" = None) -> int:
+    """Run one command; returns its exit status: 0, 2 for bad input, 128 + number after a signal.
+
+    Args:
+        argv: the command line; that of the process by default.
+        module_class: what to train instead of :class:`~golf_lightning.module.GolfModule`, for a program of your own.
+    """
     argv = sys.argv[1:] if argv is None else argv
     try:
         if argv and argv[0] in TOOLS:
             return run_tool(argv[0], argv[1:])
-        return train(argv)
+        return train(argv, module_class)
     except GolfError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -58,13 +65,14 @@ def named_callbacks() -> "dict[str, type[Callback]]":
     }
 
 
-def train(argv: list[str]) -> int:
+def train(argv: list[str], module_class: "type[GolfModule] | None" = None) -> int:
     """Run one of Lightning's subcommands."""
     from golf_lightning.cli import GolfCLI
+    from golf_lightning.module import GolfModule
 
     quiet()
     try:
-        GolfCLI(named_callbacks(), argv)
+        GolfCLI(named_callbacks(), argv, module_class or GolfModule)
     finally:
         leave_process_group()
     return 0

@@ -3,20 +3,19 @@
 import difflib
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning.pytorch as pl
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from typing_extensions import override
 
 from golf_lightning.checkpoints import GolfCheckpointIO
 from golf_lightning.data.datamodule import GolfDataModule
 from golf_lightning.errors import GolfError
 from golf_lightning.module import GolfModule
+from golf_lightning.reporting.loggers import RunLogger
 from golf_lightning.tools import describe_tools
 
 TRAINER_DEFAULTS: dict[str, Any] = {
@@ -117,12 +116,18 @@ class GolfCLI(LightningCLI):
         callbacks: short name on the command line to callback class, in running order. ``run`` must be among them: it
             names the run's folder. A callback whose attribute ``enabled`` is false is left out.
         args: command-line arguments instead of ``sys.argv``.
+        module_class: the module to build from the options, which are those of its ``__init__``.
     """
 
-    def __init__(self, callbacks: Mapping[str, type[pl.Callback]], args: list[str] | None = None) -> None:
+    def __init__(
+        self,
+        callbacks: Mapping[str, type[pl.Callback]],
+        args: list[str] | None = None,
+        module_class: type[GolfModule] = GolfModule,
+    ) -> None:
         self.named_callbacks = callbacks
         super().__init__(
-            GolfModule,
+            module_class,
             GolfDataModule,
             trainer_class=GolfTrainer,
             trainer_defaults=TRAINER_DEFAULTS,
@@ -166,10 +171,12 @@ class GolfCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         run = self._get(self.config_init, "run")
         run.config = self.parser_of_subcommand().dump(self.config[str(self.subcommand)], skip_none=False)
-        run.continues = self._get(self.config_init, "ckpt_path") is not None
+        run.model_file = self._get(self.config_init, "ckpt_path")
         given = self._get(self.config_init, "trainer")
         if given.get("logger") in (None, True):
-            kwargs["logger"] = _loggers(run.folder, str(self.subcommand))
+            # What scores a model logs nothing by step; its figures are in the run's JSON files.
+            logger = RunLogger(run.folder, continues=run.model_file is not None)
+            kwargs["logger"] = logger if self.subcommand == "fit" else False
         kwargs["default_root_dir"] = str(run.folder)
         kwargs["plugins"] = [*(given.get("plugins") or []), GolfCheckpointIO()]
         return super().instantiate_trainer(**kwargs)
@@ -188,13 +195,3 @@ class GolfCLI(LightningCLI):
                 f"This machine cannot run the trainer as configured ({reason}); change --trainer.accelerator or "
                 "--trainer.devices, or leave out the overlay that sets them."
             ) from error
-
-
-def _loggers(folder: Path, subcommand: str) -> list[Logger]:
-    """CSV and TensorBoard, in a numbered folder of their own: a resumed run keeps what it logged before."""
-    name = "metrics" if subcommand == "fit" else f"metrics.{subcommand}"
-    number = len(list((folder / name).glob("version_*")))
-    return [
-        CSVLogger(save_dir=folder, name=name, version=number),
-        TensorBoardLogger(save_dir=folder, name=name, version=number, default_hp_metric=False),
-    ]

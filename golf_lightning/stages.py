@@ -22,6 +22,7 @@ from golf_lightning.evaluation.packed import score_packed
 from golf_lightning.evaluation.scores import DocumentScores, ScoreProgress
 from golf_lightning.evaluation.ttt import score_documents
 from golf_lightning.reporting.console import say
+from golf_lightning.reporting.documents import add_documents
 
 if TYPE_CHECKING:
     from golf_lightning.module import GolfModule
@@ -118,6 +119,7 @@ def _score(module: GolfModule, stream: DocumentStream, name: str, config: TTTCon
         elapsed_seconds=module.ledger.seconds.get("load", 0.0),
     )
     score = _reduce(scores, module.device, world_size)
+    module.result.documents = add_documents(module.result.documents, name, scores, module.device)
     assert score.targets == part.total_targets, "the ranks together must score every target exactly once"
     module.record_score(name, score, seconds=scores.seconds, targets_per_second=score.targets / scores.seconds)
 

@@ -21,6 +21,7 @@ TOOLS = {
     "prepare": Tool("golf_lightning.data.commands", "makes and checks data folders"),
     "bench": Tool("golf_lightning.benchmark.command", "measures the training step's speed by part"),
     "inspect": Tool("golf_lightning.reporting.inspection", "shows what is in an artifact"),
+    "report": Tool("golf_lightning.reporting.report", "shows runs side by side, as a page and a picture"),
     "bundle": Tool("golf_lightning.submission.bundle", "writes a run's whole program as one file"),
 }
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from golf_lightning.evaluation.bpb import Score
 from golf_lightning.files import write_json
+from golf_lightning.reporting.documents import DocumentTable
 
 SCORES = {
     "before_quantization": "before quantization",
@@ -19,11 +20,14 @@ class Result:
     """Collects the figures of a run as its parts report them.
 
     Attributes:
-        values: plain JSON values by section: ``model``, ``train``, ``scores``, ``artifact``, ``ledger``.
+        values: plain JSON values by section: ``run``, ``data``, ``model``, ``train``, ``scores``, ``artifact``,
+            ``export``, ``ledger``.
+        documents: nats of single documents, once test-time training has scored them.
     """
 
     def __init__(self) -> None:
         self.values: dict[str, Any] = {}
+        self.documents: DocumentTable | None = None
 
     def record(self, section: str, **values: Any) -> None:
         """Add values to a section; a later value of the same name replaces an earlier one."""

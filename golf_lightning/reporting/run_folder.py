@@ -1,6 +1,8 @@
 """The folder of a run: everything a run writes is in ``runs/NAME/``."""
 
+import os
 import platform
+import shutil
 import subprocess
 import sys
 from importlib import metadata
@@ -10,7 +12,33 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-PACKAGES = ("torch", "lightning", "jsonargparse", "torchmetrics", "sentencepiece", "numpy", "triton", "flash-attn-4")
+from golf_lightning.reporting.loggers import METRICS
+
+PACKAGES = (
+    "torch",
+    "lightning",
+    "jsonargparse",
+    "torchmetrics",
+    "sentencepiece",
+    "numpy",
+    "scipy",
+    "brotli",
+    "constriction",
+    "triton",
+    "flash-attn-4",
+    "nvidia-cutlass-dsl",
+)
+
+COMMANDS = ("fit", "validate", "export", "test")
+RESULTS = {"fit": "result.json", "validate": "validate.json", "export": "export.json", "test": "test.json"}
+"""Where each command writes its figures."""
+
+LOG = "log.txt"
+
+
+def named(stem: str, suffix: str, command: str) -> str:
+    """A file's name: ``config.yaml`` of ``fit``, ``config.test.yaml`` of ``test``."""
+    return f"{stem}{suffix}" if command == "fit" else f"{stem}.{command}{suffix}"
 
 
 def last_checkpoint(trainer: pl.Trainer) -> Path:
@@ -23,18 +51,57 @@ def artifact_path(trainer: pl.Trainer) -> Path:
     return Path(trainer.default_root_dir) / "artifact.golf"
 
 
-def environment() -> dict[str, Any]:
-    """What the run ran on, as JSON values: interpreter, packages, commit and GPUs."""
+def clear(folder: Path) -> None:
+    """Remove what an earlier run wrote, so that nothing of it stands beside a new run's files. Other files stay."""
+    for command in COMMANDS:
+        for stem, suffix in (("config", ".yaml"), ("environment", ".json"), ("documents", ".csv")):
+            (folder / named(stem, suffix, command)).unlink(missing_ok=True)
+        (folder / RESULTS[command]).unlink(missing_ok=True)
+    for name in (LOG, "artifact.golf"):
+        (folder / name).unlink(missing_ok=True)
+    for name in (METRICS, "checkpoints"):
+        if (folder / name).is_dir():
+            shutil.rmtree(folder / name)
+
+
+def environment(world_size: int = 1) -> dict[str, Any]:
+    """What the run runs on, as JSON values: command, interpreter, packages, commit and hardware, but no host's name.
+
+    Args:
+        world_size: processes of the run.
+    """
+    cuda = torch.cuda.is_available()
     return {
+        "command": _command(),
         "python": sys.version.split()[0],
         "platform": platform.platform(),
-        "command": sys.argv,
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
-        "commit": _output("git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"),
-        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        **_commit(Path(__file__).resolve().parents[2]),
+        "ranks": world_size,
+        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else [],
+        "gpu_memory_bytes": torch.cuda.get_device_properties(0).total_memory if cuda else None,
         "cuda": torch.version.cuda,
         "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
     }
+
+
+def _command() -> list[str]:
+    """The command line as a user would type it, without the folder that Python found the program in."""
+    program = Path(sys.argv[0])
+    if program.name == "__main__.py" and program.parent.name == "golf_lightning":
+        return ["python", "-m", "golf_lightning", *sys.argv[1:]]
+    return [program.name, *sys.argv[1:]]
+
+
+def _commit(root: Path) -> dict[str, Any]:
+    """The checkout's commit, and whether files that git knows differ from it; nulls outside a checkout."""
+    commit = dirty = None
+    # An installed package may lie inside somebody else's repository.
+    if _output("git", "-C", str(root), "rev-parse", "--show-toplevel") == str(root):
+        commit = _output("git", "-C", str(root), "rev-parse", "HEAD")
+        dirty = commit and _output("git", "-C", str(root), "status", "--porcelain", "--untracked-files=no") is not None
+    return {"commit": commit, "dirty": dirty}
 
 
 def _version(package: str) -> str | None:
@@ -45,7 +112,7 @@ def _version(package: str) -> str | None:
 
 
 def _output(*command: str) -> str | None:
-    """First line of a command's output, or ``None`` where the command is missing or fails."""
+    """First line of a command's output, or ``None`` where there is none, or the command is missing or fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
     except (OSError, subprocess.SubprocessError):

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from small_run import golf, start_golf, write_recipe
 
+from golf_lightning.reporting.documents import DocumentTable
+
 
 def scores(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "runs" / "small" / "result.json").read_text())["scores"]
@@ -30,6 +32,10 @@ def test_two_ranks_repeat_one_that_accumulates(data: Path, tmp_path: Path) -> No
         assert shared[name]["targets"] == alone[name]["targets"]
         assert shared[name]["table_bytes"] == alone[name]["table_bytes"]
     assert shared["before_quantization"]["nats"] == pytest.approx(alone["before_quantization"]["nats"], rel=1e-4)
+    ours, theirs = (DocumentTable.read(tmp_path / name / "runs" / "small" / "documents.csv") for name in ("one", "two"))
+    assert (ours.targets == theirs.targets).all()
+    assert (ours.bytes == theirs.bytes).all()
+    assert theirs.nats["ttt"].sum() == pytest.approx(shared["ttt"]["nats"], rel=1e-12)
     # One rounding decision of the quantizer may differ after sums in another order.
     assert shared["ttt"]["nats"] == pytest.approx(alone["ttt"]["nats"], rel=1e-3)
 
