@@ -1,10 +1,12 @@
 """Keeps everything a run writes in one folder."""
 
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 from typing_extensions import override
 
+from golf_lightning.data.access import AccessLog
 from golf_lightning.errors import GolfError
 from golf_lightning.files import write_json, write_whole
 from golf_lightning.module import GolfModule
@@ -15,7 +17,7 @@ RESULT_NAMES = {"fit": "result.json", "validate": "validate.json", "test": "test
 
 
 class RunFolder(pl.Callback):
-    """Writes configuration, environment and result of a run to ``root/name``, and prints the result as a table.
+    """Writes configuration, environment, result and data access of a run to ``root/name``, and prints the result.
 
     Args:
         name: name of the run, a folder name.
@@ -35,6 +37,7 @@ class RunFolder(pl.Callback):
         self.config = ""
         self.continues = False
         self._stage = ""
+        self._access = AccessLog()
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -44,16 +47,27 @@ class RunFolder(pl.Callback):
                 f"--ckpt_path {last_checkpoint(trainer)}, or train it again with --run.overwrite true."
             )
         assert isinstance(pl_module, GolfModule)
+        self._access = pl_module.datamodule.access
         pl_module.result.record("model", parameters=sum(p.numel() for p in pl_module.model.parameters()))
 
     def _begin(self, trainer: pl.Trainer, stage: str) -> None:
         """Write what the run is, once everything has been checked and loaded: a mistake must not touch an old run."""
         self._stage = stage
         if trainer.is_global_zero:
-            suffix = "" if stage == "fit" else f".{stage}"
-            with write_whole(self.folder / f"config{suffix}.yaml", "w") as file:
+            with write_whole(self.folder / f"config{self._suffix()}.yaml", "w") as file:
                 file.write(self.config)
-            write_json(self.folder / f"environment{suffix}.json", environment())
+            write_json(self.folder / f"environment{self._suffix()}.json", environment())
+
+    def _suffix(self) -> str:
+        return "" if self._stage == "fit" else f".{self._stage}"
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"access": self._access.to_list()}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._access.continue_from(state_dict["access"])
 
     @override
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -86,6 +100,7 @@ class RunFolder(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, GolfModule)
         pl_module.ledger.leave("train")
+        pl_module.datamodule.end_training()
 
     @override
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -109,6 +124,7 @@ class RunFolder(pl.Callback):
         if ledger := pl_module.ledger.to_dict():
             result.values["ledger"] = ledger
         result.write(self.folder / RESULT_NAMES[self._stage])
+        write_json(self.folder / f"access{self._suffix()}.json", self._access.to_list())
         if result.values.get("scores"):
             say(result.table())
         say(f"results in {self.folder}")

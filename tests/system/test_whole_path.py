@@ -20,7 +20,8 @@ def scores(path: Path) -> dict[str, Any]:
 
 def test_a_run_leaves_its_files_in_its_folder_and_nowhere_else(finished: Path) -> None:
     names = {path.name for path in finished.iterdir()}
-    assert names == {"artifact.golf", "checkpoints", "config.yaml", "environment.json", "metrics", "result.json"}
+    files = {"access.json", "artifact.golf", "config.yaml", "environment.json", "result.json"}
+    assert names == files | {"checkpoints", "metrics"}
     assert {path.name for path in (finished / "checkpoints").iterdir()} == {"last.ckpt"}
     assert {path.name for path in finished.parent.iterdir()} == {"small"}
 
