@@ -6,6 +6,7 @@ from setuptools import setup
 
 PACKAGES = [
     "golf_lightning",
+    "golf_lightning.audit",
     "golf_lightning.compression",
     "golf_lightning.data",
     "golf_lightning.evaluation",

@@ -8,7 +8,7 @@ from typing_extensions import override
 
 from golf_lightning.data.access import AccessLog
 from golf_lightning.errors import GolfError
-from golf_lightning.files import write_json, write_whole
+from golf_lightning.files import read_json, write_json, write_whole
 from golf_lightning.module import GolfModule
 from golf_lightning.reporting.console import say
 from golf_lightning.reporting.run_folder import environment, last_checkpoint
@@ -48,6 +48,9 @@ class RunFolder(pl.Callback):
             )
         assert isinstance(pl_module, GolfModule)
         self._access = pl_module.datamodule.access
+        # A checkpoint is older than what came after the training of its run.
+        if self.continues and stage == "fit" and (self.folder / "access.json").is_file():
+            self._access.continue_from(read_json(self.folder / "access.json"))
         pl_module.result.record("model", parameters=sum(p.numel() for p in pl_module.model.parameters()))
 
     def _begin(self, trainer: pl.Trainer, stage: str) -> None:

@@ -47,5 +47,6 @@ class AccessLog:
         return [asdict(entry) for entry in self.entries]
 
     def continue_from(self, entries: list[dict[str, Any]]) -> None:
-        """Put the entries of earlier sessions, from :meth:`to_list`, before this session's."""
-        self.entries[:0] = [Access(**entry) for entry in entries]
+        """Add the entries of earlier sessions, from :meth:`to_list`, each once, by their time."""
+        earlier = [Access(**entry) for entry in entries]
+        self.entries = sorted(dict.fromkeys((*earlier, *self.entries)), key=lambda entry: entry.time)
