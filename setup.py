@@ -14,6 +14,7 @@ PACKAGES = [
     "golf_lightning.model",
     "golf_lightning.optim",
     "golf_lightning.reporting",
+    "golf_lightning.submission",
     "callbacks",
 ]
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 TOOLS = {
     "audit": "golf_lightning.audit.commands",
     "prepare": "golf_lightning.data.commands",
+    "submission": "golf_lightning.submission.submission",
 }
 """Commands beside Lightning's own, and the module whose ``main(argv)`` runs each, imported only when asked for."""
 

@@ -32,8 +32,8 @@ TRAINER_DEFAULTS: dict[str, Any] = {
 
 
 DESCRIPTION = """Train, compress and score tiny language models. Data folders are made and checked by
-`python -m golf_lightning prepare`, scores are checked against the rules by `python -m golf_lightning audit`; each has a
-help of its own."""
+`python -m golf_lightning prepare`, scores are checked against the rules by `python -m golf_lightning audit`, and
+`python -m golf_lightning submission` makes the contest's folder; each has a help of its own."""
 
 
 class GolfParser(LightningArgumentParser):

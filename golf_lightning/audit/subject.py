@@ -151,7 +151,7 @@ def small_split(stream: DocumentStream, generator: np.random.Generator, *, docum
 def small_config(config: TTTConfig, window_chunks: int) -> TTTConfig:
     """The same way of scoring with a window of so many chunks, and no budget or part to warn of."""
     window = min(config.window, window_chunks * config.chunk)
-    return dataclasses.replace(whole(config), window=window, widths=min(config.widths, window_chunks))
+    return dataclasses.replace(whole(config), window=window)
 
 
 def whole(config: TTTConfig) -> TTTConfig:
