@@ -6,6 +6,7 @@ from setuptools import setup
 
 PACKAGES = [
     "golf_lightning",
+    "golf_lightning.audit",
     "golf_lightning.benchmark",
     "golf_lightning.compression",
     "golf_lightning.data",

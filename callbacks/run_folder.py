@@ -3,12 +3,14 @@
 from datetime import datetime, timezone
 from pathlib import Path
 from signal import Signals
+from typing import Any
 
 import lightning.pytorch as pl
 from typing_extensions import override
 
+from golf_lightning.data.access import AccessLog
 from golf_lightning.errors import GolfError, Interrupted
-from golf_lightning.files import sha256_of, write_json, write_whole
+from golf_lightning.files import read_json, sha256_of, write_json, write_whole
 from golf_lightning.module import GolfModule
 from golf_lightning.reporting.console import Transcript, say
 from golf_lightning.reporting.run_folder import (
@@ -23,7 +25,7 @@ from golf_lightning.reporting.run_folder import (
 
 
 class RunFolder(pl.Callback):
-    """Writes configuration, environment, log and result of a run to ``root/name``, and prints the result as a table.
+    """Writes configuration, environment, log, data access and result of a run to ``root/name``, and prints the result.
 
     Each command has files of its own, so stages can be repeated: ``fit`` writes ``result.json``, ``export``
     ``export.json``, ``test`` ``test.json``, and so on. What took long to make is not replaced without ``overwrite``:
@@ -48,6 +50,7 @@ class RunFolder(pl.Callback):
         self.config = ""
         self.model_file: str | None = None
         self._command = ""
+        self._access = AccessLog()
         self._transcript: Transcript | None = None
 
     @override
@@ -57,6 +60,11 @@ class RunFolder(pl.Callback):
         if not self.overwrite:
             self._refuse_to_replace(trainer, _command(trainer))
         result, data = pl_module.result, pl_module.datamodule
+        self._access = data.access
+        # A checkpoint is older than what came after the training of its run.
+        earlier = self.folder / named("access", ".json", "fit")
+        if self.model_file is not None and stage == "fit" and earlier.is_file():
+            self._access.continue_from(read_json(earlier))
         result.record("model", parameters=sum(p.numel() for p in pl_module.model.parameters()))
         sizes = {
             f"{name}_{field}": getattr(entry, field)
@@ -100,6 +108,14 @@ class RunFolder(pl.Callback):
             say(f"{self._command} in {self.folder}")
 
     @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"access": self._access.to_list()}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._access.continue_from(state_dict["access"])
+
+    @override
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, GolfModule)
         if trainer.state.fn == "validate":
@@ -131,6 +147,7 @@ class RunFolder(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, GolfModule)
         pl_module.ledger.leave("train")
+        pl_module.datamodule.end_training()
 
     @override
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -162,6 +179,7 @@ class RunFolder(pl.Callback):
         if result.documents is not None:
             result.documents.write(self.folder / named("documents", ".csv", self._command))
         result.write(self.folder / RESULTS[self._command])
+        write_json(self.folder / named("access", ".json", self._command), self._access.to_list())
         if self._transcript is None:  # told already: something failed after the run's last line
             with Transcript(self.folder / LOG):
                 say(status)

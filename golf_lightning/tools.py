@@ -22,7 +22,9 @@ TOOLS = {
     "bench": Tool("golf_lightning.benchmark.command", "measures the training step's speed by part"),
     "inspect": Tool("golf_lightning.reporting.inspection", "shows what is in an artifact"),
     "report": Tool("golf_lightning.reporting.report", "shows runs side by side, as a page and a picture"),
+    "audit": Tool("golf_lightning.audit.commands", "checks an artifact's score against the rules"),
     "bundle": Tool("golf_lightning.submission.bundle", "writes a run's whole program as one file"),
+    "submission": Tool("golf_lightning.submission.submission", "makes the contest's folder out of runs"),
 }
 
 

@@ -1,7 +1,7 @@
 """Shards on disk to packed batches on the device."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from typing_extensions import override
 
+from golf_lightning.data.access import AccessLog, Phase
 from golf_lightning.data.batch import PackedBatch
 from golf_lightning.data.byte_table import ByteTable
 from golf_lightning.data.manifest import Manifest
@@ -26,6 +27,9 @@ class GolfDataModule(pl.LightningDataModule):
 
     The position in the training stream is part of every checkpoint, so a resumed run continues with the next token.
 
+    Validation shards are not opened before training ends: :attr:`access` logs every opening of a split, and an attempt
+    to read validation earlier is refused. Outside a Trainer's ``fit`` nothing is refused.
+
     Args:
         folder: the data folder: shards, tokenizer and manifest.
         train_tokens: tokens of one training micro-batch of one rank.
@@ -33,9 +37,14 @@ class GolfDataModule(pl.LightningDataModule):
         max_seqlen: longest segment in tokens; linked to the model's.
         max_segments: most segments in a batch; FlashAttention-4 needs a second kernel beyond 256.
         shuffle_seed: seed of a permutation of the training shards in every epoch; null keeps their order.
+        validate_while_training: let validation be read before training ends, which the audit of the run then reports.
+
+    Attributes:
+        access: which split was opened when, and for what.
 
     Raises:
-        GolfError: the folder is not a complete dataset, or a batch shape is impossible.
+        GolfError: the folder is not a complete dataset, a batch shape is impossible, or validation is asked for while
+            training.
     """
 
     def __init__(
@@ -46,18 +55,33 @@ class GolfDataModule(pl.LightningDataModule):
         max_seqlen: int = 2048,
         max_segments: int = 256,
         shuffle_seed: int | None = None,
+        validate_while_training: bool = False,
     ) -> None:
         super().__init__()
         self.folder = Path(folder)
         self.train_packing = PackingConfig(tokens=train_tokens, max_seqlen=max_seqlen, max_segments=max_segments)
         self.val_packing = dataclasses.replace(self.train_packing, tokens=val_tokens)
         self.shuffle_seed = shuffle_seed
+        self.validate_while_training = validate_while_training
         self.position = 0
+        self.access = AccessLog()
         self._ready: tuple[Manifest, Tokenizer, ByteTable] | None = None
+        self._training_ended = False
 
     @override
     def setup(self, stage: str) -> None:
-        self.manifest.verify_files(self.folder, SPLITS if stage == "fit" else ["val"])
+        if stage == "fit":
+            self.manifest.verify_files(self.folder, SPLITS, unopened=["val"])
+            self._training_ended = False
+            self.access.add("training begins", phase="training", step=0)
+        else:
+            self.manifest.verify_files(self.folder, ["val"])
+
+    def end_training(self) -> None:
+        """Say that no step follows, so that validation may be read from here on."""
+        if not self._training_ended:
+            self._training_ended = True
+            self.access.add("training ends", phase="training", step=self._step())
 
     @property
     def settings(self) -> str:
@@ -81,15 +105,26 @@ class GolfDataModule(pl.LightningDataModule):
 
     def train_stream(self) -> TokenStream:
         """The endless training stream."""
-        return TokenStream(self._map("train"), self.shuffle_seed)
+        return TokenStream(self._open("train", "training stream"), self.shuffle_seed)
 
-    def val_tokens(self) -> Tokens:
-        """The whole validation split, ``[N]`` uint16."""
-        return np.concatenate(self._map("val"))
+    def val_tokens(self, use: str = "all tokens") -> Tokens:
+        """The whole validation split, ``[N]`` uint16.
+
+        Args:
+            use: what for, in the words of the log.
+
+        Raises:
+            GolfError: training has not ended.
+        """
+        return np.concatenate(self._open("val", use))
 
     def documents(self) -> DocumentStream:
-        """The validation documents in official order."""
-        return DocumentStream(self.val_tokens(), bos_id=self.tokenizer.bos_id)
+        """The validation documents in official order.
+
+        Raises:
+            GolfError: training has not ended.
+        """
+        return DocumentStream(self.val_tokens("documents"), bos_id=self.tokenizer.bos_id)
 
     @property
     def val_targets(self) -> int:
@@ -118,10 +153,14 @@ class GolfDataModule(pl.LightningDataModule):
         )
 
     @override
-    def val_dataloader(self) -> ValidationBatches:
+    def val_dataloader(self) -> Iterable[PackedBatch]:
+        # Lightning asks for the loader before the first training step.
+        return _OnDemand(self._validation_batches)
+
+    def _validation_batches(self) -> ValidationBatches:
         rank, world_size = self._ranks()
-        bos_id = self.tokenizer.bos_id
-        return ValidationBatches(self.val_tokens(), self.val_packing, bos_id=bos_id, rank=rank, world_size=world_size)
+        tokens, bos_id = self.val_tokens("validation batches"), self.tokenizer.bos_id
+        return ValidationBatches(tokens, self.val_packing, bos_id=bos_id, rank=rank, world_size=world_size)
 
     @override
     def test_dataloader(self) -> Iterable[DocumentStream]:
@@ -155,7 +194,27 @@ class GolfDataModule(pl.LightningDataModule):
     def _ranks(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
 
-    def _map(self, split: Split) -> list[Tokens]:
+    def _phase(self) -> Phase:
+        if self.trainer is None:
+            return "no trainer"
+        if self.trainer.state.fn in ("validate", "test"):
+            return "test" if self.trainer.state.fn == "test" else "validate"
+        return "after training" if self._training_ended or self.trainer.should_stop else "training"
+
+    def _step(self) -> int:
+        return self.trainer.global_step if self.trainer is not None else 0
+
+    def _open(self, split: Split, use: str) -> list[Tokens]:
+        """The shards of a split; the only way to them."""
+        phase, step = self._phase(), self._step()
+        refused = split == "val" and phase == "training" and not self.validate_while_training
+        self.access.add("refused" if refused else "open", phase=phase, step=step, split=split, use=use)
+        if refused:
+            raise GolfError(
+                f"The validation split was asked for at step {step}, before training has ended; leave the Trainer's "
+                "val_check_interval at its default, or set --data.validate_while_training true, which the audit "
+                "reports."
+            )
         shards = [map_shard(path) for path in find_shards(self.folder, split)]
         if int(shards[0][0]) != self.tokenizer.bos_id:
             raise GolfError(
@@ -181,6 +240,17 @@ class _Pinned:
     def __iter__(self) -> Iterator[PackedBatch]:
         pin = torch.cuda.is_available()
         return (batch.pin_memory() if pin else batch for batch in self.batches)
+
+
+class _OnDemand:
+    """Batches that are made when they are asked for."""
+
+    def __init__(self, make: Callable[[], Iterable[PackedBatch]]) -> None:
+        self.make = make
+
+    def __iter__(self) -> Iterator[PackedBatch]:
+        # A generator: Lightning makes an iterator before training, only to see whether it can.
+        yield from self.make()
 
 
 class _Single:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from golf_lightning.data.shards import SPLITS, Split, read_header
+from golf_lightning.data.shards import SPLITS, Split, measured_tokens, read_header
 from golf_lightning.errors import GolfError
 from golf_lightning.files import read_json, sha256_of, write_json
 
@@ -125,7 +125,9 @@ class Manifest:
         manifest._validate(path)
         return manifest
 
-    def verify_files(self, folder: str | Path, splits: Sequence[Split] = SPLITS) -> None:
+    def verify_files(
+        self, folder: str | Path, splits: Sequence[Split] = SPLITS, *, unopened: Sequence[Split] = ()
+    ) -> None:
         """Check that the listed files are there with the right sizes, and the tokenizer with the right hash.
 
         Quick enough for every start; ``prepare check`` also hashes and reads the shards.
@@ -133,6 +135,7 @@ class Manifest:
         Args:
             folder: the data folder.
             splits: the splits that will be used; scoring an artifact must not need the training data.
+            unopened: those of them whose files are only measured: training must not open validation.
 
         Raises:
             GolfError: a file is missing, damaged, or does not match the manifest, or a shard is not listed.
@@ -143,10 +146,11 @@ class Manifest:
                 raise GolfError(f"{folder} has no {split} split; prepare it again with --{split}.")
             entry = self.splits[split]
             for shard in entry.shards:
-                if (tokens := read_header(folder / shard.name)) != shard.tokens:
+                path = folder / shard.name
+                measure = measured_tokens if split in unopened else read_header
+                if (tokens := measure(path)) != shard.tokens:
                     raise GolfError(
-                        f"{folder / shard.name} holds {tokens} tokens but {MANIFEST_NAME} says {shard.tokens}; "
-                        "prepare the data again."
+                        f"{path} holds {tokens} tokens but {MANIFEST_NAME} says {shard.tokens}; prepare the data again."
                     )
             listed = {shard.name for shard in entry.shards}
             if extra := sorted({path.name for path in folder.glob(f"fineweb_{split}_[0-9]*.bin")} - listed):

@@ -97,6 +97,22 @@ def read_header(path: str | Path) -> int:
     return count
 
 
+def measured_tokens(path: str | Path) -> int:
+    """Number of tokens that a shard of this size holds, without opening it.
+
+    Raises:
+        GolfError: the file is missing, or its size is no shard's.
+    """
+    try:
+        size = Path(path).stat().st_size
+    except FileNotFoundError:
+        raise GolfError(f"The shard {path} does not exist; prepare the data again.") from None
+    count, rest = divmod(size - HEADER_BYTES, 2)
+    if count < 1 or rest:
+        raise GolfError(f"The shard {path} of {size} bytes is truncated or damaged; prepare or download it again.")
+    return count
+
+
 def map_shard(path: str | Path) -> Tokens:
     """Map a shard's tokens into memory, ``[N]`` uint16, read-only, after :func:`read_header` has accepted it.
 

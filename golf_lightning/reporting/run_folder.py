@@ -54,7 +54,7 @@ def artifact_path(trainer: pl.Trainer) -> Path:
 def clear(folder: Path) -> None:
     """Remove what an earlier run wrote, so that nothing of it stands beside a new run's files. Other files stay."""
     for command in COMMANDS:
-        for stem, suffix in (("config", ".yaml"), ("environment", ".json"), ("documents", ".csv")):
+        for stem, suffix in (("access", ".json"), ("config", ".yaml"), ("documents", ".csv"), ("environment", ".json")):
             (folder / named(stem, suffix, command)).unlink(missing_ok=True)
         (folder / RESULTS[command]).unlink(missing_ok=True)
     for name in (LOG, "artifact.golf"):

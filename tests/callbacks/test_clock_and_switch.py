@@ -54,7 +54,8 @@ def test_validation_stops_the_clock(data: Path, tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(GolfModule, "on_validation_epoch_start", slow)
     trainer = {"max_steps": 6, "val_check_interval": 2, "check_val_every_n_epoch": None}
-    recipe = write_recipe(tmp_path, data, trainer=trainer, clock={"budget_s": 60.0, "reserve_s": 1.0})
+    clock, sight = {"budget_s": 60.0, "reserve_s": 1.0}, {"validate_while_training": True}
+    recipe = write_recipe(tmp_path, data, trainer=trainer, clock=clock, data=sight)
     assert golf("fit", "--config", recipe, *NO_SCORING) == 0
     saved = torch.load(tmp_path / "runs" / "small" / "checkpoints" / "last.ckpt", weights_only=True)
     assert saved["callbacks"]["WallClock"]["elapsed_s"] < 1.5

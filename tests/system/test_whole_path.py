@@ -21,6 +21,7 @@ def scores(path: Path) -> dict[str, Any]:
 def test_a_run_leaves_its_files_in_its_folder_and_nowhere_else(finished: Path) -> None:
     names = {path.name for path in finished.iterdir()}
     assert names == {
+        "access.json",
         "artifact.golf",
         "checkpoints",
         "config.yaml",

@@ -1,0 +1,335 @@
+"""``python -m golf_lightning submission``: the folder that the contest asks for, out of finished runs."""
+
+import argparse
+import importlib
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Protocol
+
+from golf_lightning.audit import AuditConfig, audit
+from golf_lightning.audit.evidence import check_scoring_clock, check_training_clock
+from golf_lightning.audit.report import AuditReport
+from golf_lightning.data.manifest import Manifest
+from golf_lightning.errors import GolfError
+from golf_lightning.files import write_json, write_whole
+from golf_lightning.reporting.result import SCORES
+from golf_lightning.submission.pages import checks_table, readme, requirements, results_table, seed_log, settings
+from golf_lightning.submission.seeds import SeedRun, differences, significance, summarize
+
+OPTIONAL_CHECKS = ("reported score", "sum of probabilities")
+"""Checks that cost a second scoring, or much time; a submission without them says so."""
+
+
+class Bundle(Protocol):
+    """What bundling reports, see :class:`~golf_lightning.submission.bundle.BundleReport`."""
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Names of the modules in the program."""
+        ...
+
+
+Bundler = Callable[[Path, Path], Bundle]
+"""Writes the program of a ``config.yaml``, given the two paths."""
+
+
+class Refused(GolfError):
+    """The runs make no submission.
+
+    Attributes:
+        reasons: one sentence each.
+    """
+
+    def __init__(self, reasons: Sequence[str]) -> None:
+        super().__init__(f"This cannot be submitted: {' '.join(reasons)}")
+        self.reasons = list(reasons)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Author:
+    """Who submits what.
+
+    Args:
+        name: title of the submission.
+        github_id: account of the author.
+        author: the author's name; the account by default.
+        blurb: one or two sentences about the method.
+    """
+
+    name: str
+    github_id: str
+    author: str = ""
+    blurb: str = ""
+
+
+def submit(
+    runs: Sequence[str | Path],
+    out: str | Path,
+    author: Author,
+    *,
+    bundler: Bundler,
+    data: str | Path | None = None,
+    audit_config: AuditConfig | None = None,
+    auditor: Callable[..., AuditReport] = audit,
+    against_bpb: float | None = None,
+    seeds: int = 3,
+    progress: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Make the folder of a submission: README, ``submission.json``, program, requirements, logs and audits.
+
+    Args:
+        runs: folders of finished runs, one for each seed.
+        out: the folder to make; it must not exist, and appears whole or not at all.
+        author: who submits what.
+        bundler: writes the program.
+        data: the data folder; by default the one that the runs' configuration names.
+        audit_config: how much the audit looks at.
+        auditor: audits one run.
+        against_bpb: bits per byte of the record to compare with.
+        seeds: fewest seeds.
+        progress: told what is being done.
+
+    Returns:
+        What ``submission.json`` holds.
+
+    Raises:
+        Refused: a run differs in more than its seed, lacks evidence, or fails its audit.
+        GolfError: a folder cannot be read or written.
+    """
+    out, audit_config = Path(out), audit_config or AuditConfig()
+    if out.exists():
+        raise GolfError(f"{out} already exists; choose another folder with --out.")
+    found = [SeedRun.load(folder) for folder in runs]
+    reasons = differences(found) + _gaps(found)
+    if len(found) < seeds:
+        reasons.append(f"{len(found)} seeds are given, {seeds} are asked for.")
+    if reasons:
+        raise Refused(reasons)
+    data = Path(data or found[0].config["data"]["folder"])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    stage = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    try:
+        program = stage / "train_gpt.py"
+        progress("bundling the program")
+        bundled = bundler(found[0].record.folder / "config.yaml", program)
+        reports = []
+        for run in found:
+            progress(f"auditing seed {run.seed}")
+            options = {"run_folder": run.record.folder, "code": program, "config": audit_config}
+            reports.append(auditor(run.artifact, data, progress=progress, **options))
+        if reasons := _failures(found, reports):
+            raise Refused(reasons)
+        entry = _entry(found, author, program, reports, against_bpb)
+        _write(stage, found, reports, entry, bundled, audit_config, data)
+        stage.chmod(0o755)
+        stage.rename(out)
+    finally:
+        if stage.exists():
+            shutil.rmtree(stage)
+    return entry
+
+
+def _gaps(runs: Sequence[SeedRun]) -> list[str]:
+    """What the runs should have and lack."""
+    reasons = []
+    for run in runs:
+        folder = run.record.folder
+        if not run.artifact.is_file():
+            reasons.append(f"{folder} has no artifact.golf; make it with `export`.")
+        score = run.score("ttt")
+        if score is None:
+            reasons.append(f"{folder} has no score with test-time training; make it with `test`.")
+        elif score["partial"]:
+            reasons.append(f"The score of {folder} covers a part of the split; score all of it with `test`.")
+        if "train" not in run.record.result:
+            reasons.append(f"{folder} has no figures of training; give the folder of a run of `fit`.")
+    return reasons
+
+
+def _failures(runs: Sequence[SeedRun], reports: Sequence[AuditReport]) -> list[str]:
+    reasons = []
+    for run, report in zip(runs, reports, strict=True):
+        for check in report.checks:
+            if check.passed is False:
+                reasons.append(f"{run.record.folder} fails the audit's check '{check.name}': {check.measured}.")
+            elif check.passed is None and check.name not in OPTIONAL_CHECKS:
+                reasons.append(f"{run.record.folder} lacks evidence for '{check.name}': {check.measured}.")
+    return reasons
+
+
+def _entry(
+    runs: Sequence[SeedRun],
+    author: Author,
+    program: Path,
+    reports: Sequence[AuditReport],
+    against_bpb: float | None,
+) -> dict[str, Any]:
+    """What ``submission.json`` holds."""
+    code = program.stat().st_size
+    final = [_score(run, "ttt") for run in runs]
+    summary = summarize(final)
+    sizes = [run.artifact.stat().st_size for run in runs]
+    adapts = runs[0].config["model"]["ttt"]["lr"] > 0
+    return {
+        "name": author.name,
+        "author": author.author or author.github_id,
+        "github_id": author.github_id,
+        "blurb": author.blurb or "Trained, compressed and scored with golf_lightning.",
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+        "val_bpb": summary.bpb,
+        "val_bpb_std": summary.bpb_sd,
+        "val_loss": summary.nats,
+        "val_loss_std": summary.nats_sd,
+        "bytes_total": max(sizes) + code,
+        "bytes_model": max(sizes),
+        "bytes_code": code,
+        "hardware": runs[0].record.hardware,
+        "predictor": "adapts to each document, score first (track B)" if adapts else "is fixed (track A)",
+        "seeds": [run.seed for run in runs],
+        "seed_results": {str(run.seed): _seed_result(run) for run in runs},
+        "significance": None if against_bpb is None else significance(final, against_bpb),
+        "audit": {
+            str(run.seed): {check.name: check.verdict for check in report.checks}
+            for run, report in zip(runs, reports, strict=True)
+        },
+        "commit": runs[0].record.environment.get("commit"),
+        "data": reports[0].subject["data_fingerprint"],
+    }
+
+
+def _score(run: SeedRun, name: str) -> dict[str, Any]:
+    score = run.score(name)
+    assert score is not None, f"{name} was looked for before"
+    return score
+
+
+def _seed_result(run: SeedRun) -> dict[str, Any]:
+    final, train = _score(run, "ttt"), run.record.result["train"]
+    scores = {name: score["bpb"] for name in SCORES if (score := run.score(name)) is not None}
+    return {
+        "val_bpb": final["bpb"],
+        "val_loss": final["nats_per_target"],
+        "bpb": scores,
+        "targets": final["targets"],
+        "table_bytes": final["table_bytes"],
+        "artifact_bytes": run.artifact.stat().st_size,
+        "steps": train["steps"],
+        "tokens": train["tokens"],
+        "train_seconds": check_training_clock(run.record, 600).figures["total_s"],
+        "eval_seconds": check_scoring_clock(run.record, 600).figures["total_s"],
+    }
+
+
+def _write(
+    stage: Path,
+    runs: Sequence[SeedRun],
+    reports: Sequence[AuditReport],
+    entry: dict[str, Any],
+    bundled: Bundle,
+    audit_config: AuditConfig,
+    data: Path,
+) -> None:
+    first = next(iter(entry["seed_results"].values()))
+    values = {
+        "entry": entry,
+        "results": results_table(entry),
+        "checks": checks_table(entry),
+        "limit": audit_config.limit_bytes,
+        "targets": first["targets"],
+        "table_bytes": first["table_bytes"],
+        "test": entry["significance"],
+        "run_name": runs[0].config["run"]["name"],
+        "prepare": _prepare(data),
+        "config": settings(runs[0].config),
+    }
+    texts = {
+        "README.md": readme(values),
+        "requirements.txt": requirements(bundled.modules, runs[0].record.environment.get("packages", {})),
+        **{f"train_seed{run.seed}.log": seed_log(run) for run in runs},
+    }
+    for name, text in texts.items():
+        with write_whole(stage / name, "w") as file:
+            file.write(text)
+    write_json(stage / "submission.json", entry)
+    for run, report in zip(runs, reports, strict=True):
+        write_json(stage / f"audit_seed{run.seed}.json", report.to_dict())
+
+
+def _prepare(data: Path) -> str | None:
+    """The command that made a data folder, where it needs no files of the author's."""
+    kind = Manifest.load(data).recipe.get("kind")
+    return f"prepare {kind} {data}" if kind in ("demo", "fineweb") else None
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m golf_lightning submission",
+        description="Make the contest's folder out of finished runs that differ in their seeds alone. Every run is "
+        "audited first; what fails is refused, with reasons and exit status 1.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a finished run, one for each seed")
+    parser.add_argument("--name", required=True, help="title of the submission")
+    parser.add_argument("--github-id", required=True, metavar="ID", help="account of the author")
+    parser.add_argument("--author", default="", metavar="NAME", help="name of the author (default: the account)")
+    parser.add_argument("--blurb", default="", metavar="TEXT", help="one or two sentences about the method")
+    parser.add_argument("--out", metavar="FOLDER", help="folder to make (default: submissions/DATE_NAME)")
+    parser.add_argument("--data", metavar="FOLDER", help="data folder (default: that of the runs' configuration)")
+    parser.add_argument("--against", type=float, metavar="BPB", help="bits per byte of the record to compare with")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="fewest seeds (default: %(default)s)")
+    defaults = AuditConfig()
+    for name in ("positions", "lengths", "distributions", "documents"):
+        value = getattr(defaults, name)
+        parser.add_argument(
+            f"--{name}", type=int, default=value, metavar="N", help=f"of the audit, see its help (default: {value})"
+        )
+    parser.add_argument("--whole", action="store_true", help="let the audit score the whole split again, for each seed")
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Make a submission.
+
+    Args:
+        argv: what stands after ``submission``.
+
+    Returns:
+        the exit status: 0, or 1 when the runs are refused.
+
+    Raises:
+        GolfError: bad input, told in one sentence.
+        SystemExit: the command line is wrong, or help was asked for.
+    """
+    arguments = build_parser().parse_args(argv)
+    slug = re.sub(r"[^A-Za-z0-9]+", "_", arguments.name).strip("_") or "submission"
+    out = Path(arguments.out or f"submissions/{datetime.now(timezone.utc):%Y-%m-%d}_{slug}")
+    try:
+        entry = submit(
+            arguments.runs,
+            out,
+            Author(name=arguments.name, github_id=arguments.github_id, author=arguments.author, blurb=arguments.blurb),
+            bundler=importlib.import_module("golf_lightning.submission.bundle").bundle,
+            data=arguments.data,
+            audit_config=AuditConfig(
+                positions=arguments.positions,
+                lengths=arguments.lengths,
+                distributions=arguments.distributions,
+                documents=arguments.documents,
+                whole=arguments.whole,
+            ),
+            against_bpb=arguments.against,
+            seeds=arguments.seeds,
+            progress=lambda line: print(line, file=sys.stderr, flush=True),
+        )
+    except Refused as refusal:
+        print("This cannot be submitted:", *(f"- {reason}" for reason in refusal.reasons), sep="\n", file=sys.stderr)
+        return 1
+    print(f"{entry['val_bpb']:.5f} bits per byte, {entry['bytes_total']:,} bytes; wrote {out}")
+    return 0
