@@ -34,7 +34,8 @@ def processes_with(text: str) -> list[str]:
     ("way", "rank", "launcher", "first_words", "later_words"),
     [
         ("bad shard", 1, "lightning", "error: The shard data/part_3.bin is damaged", "rank 0 stops: rank 1 failed"),
-        ("out of memory", 0, "lightning", "[rank0]: Traceback", "rank 1 stops: rank 0 failed with OutOfMemoryError"),
+        # Rank 1 ends with the process that started it, mostly before it can name rank 0.
+        ("out of memory", 0, "lightning", "[rank0]: Traceback", "OutOfMemoryError: Tried to allocate 20 GiB."),
         ("out of memory", 1, "torchrun", "[rank1]: Traceback", "rank 0 stops: rank 1 failed with OutOfMemoryError"),
         ("hangs", 1, "lightning", f"error: rank 1 hangs: {STOOD}", "in hang_here"),
         ("hangs", 0, "torchrun", f"error: rank 0 hangs: {STOOD}", "in hang_here"),
@@ -54,7 +55,8 @@ def test_the_whole_run_ends_with_the_error_of_the_rank_that_failed(
         data,
         trainer={"devices": 2, "max_steps": 1000},
         checkpoints={"every_steps": 2},
-        ranks={"timeout_s": 4.0, "check_every_steps": 1},
+        # Long where nothing hangs, so that a busy machine is not taken for a hanging rank.
+        ranks={"timeout_s": 4.0 if way in ("hangs", "freezes") else 60.0, "check_every_steps": 1},
     )
     starter = TORCHRUN if launcher == "torchrun" else ()
     command = [sys.executable, *starter, str(FAULTY), way, str(rank), "fit", "--config", str(recipe)]
