@@ -1,6 +1,6 @@
 """Take out of source what running it does not need.
 
-Three passes over syntax trees, before a minifier sees the text: docstrings; annotations that nothing reads; imports,
+Three passes over syntax trees, before a minifier sees the text: docstrings; what only type checkers read; imports,
 functions, classes and constants that no remaining code names. The last is repeated until nothing changes, since each
 piece of dead code may have been all that named another.
 """
@@ -30,12 +30,12 @@ def drop_docstrings(tree: ast.Module) -> None:
             node.body = kept if kept or isinstance(node, ast.Module) else [ast.Pass()]  # type: ignore[attr-defined]
 
 
-class AnnotationStripper(ast.NodeTransformer):
-    """Removes annotations that nothing reads when the program runs.
+class TypeStripper(ast.NodeTransformer):
+    """Removes what is written for type checkers and what nothing reads when the program runs.
 
     The command line reads the parameters of constructors and of the methods that its commands are named after, and the
     fields of classes. Triton and torch.library read whole functions, which are decorated. Those stay; return types,
-    other parameters, types of variables and ``@override`` go.
+    other parameters, types of variables, ``@override`` and assertions that only tell a type checker a type go.
     """
 
     def __init__(self) -> None:
@@ -63,6 +63,12 @@ class AnnotationStripper(ast.NodeTransformer):
         if self._in_class or node.value is None:
             return node
         return ast.copy_location(ast.Assign([node.target], node.value), node)
+
+    @override
+    def visit_Assert(self, node: ast.Assert) -> ast.AST:
+        is_type = isinstance(node.test, ast.Call) and ast.unparse(node.test.func) == "isinstance"
+        is_there = isinstance(node.test, ast.Compare) and ast.unparse(node.test).endswith(" is not None")
+        return ast.copy_location(ast.Pass(), node) if is_type or is_there else node
 
     def _inside(self, node: ast.AST, *, in_class: bool) -> ast.AST:
         outside, self._in_class = self._in_class, in_class
