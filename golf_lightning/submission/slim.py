@@ -52,10 +52,8 @@ class TypeStripper(ast.NodeTransformer):
             return node
         node.returns = None
         if not (self._in_class and node.name in ("__init__", *COMMANDS)):
-            own = node.args
-            for arg in (*own.posonlyargs, *own.args, *own.kwonlyargs, own.vararg, own.kwarg):
-                if arg is not None:
-                    arg.annotation = None
+            for arg in _arguments(node.args):
+                arg.annotation = None
         return self._inside(node, in_class=False)
 
     @override
@@ -165,17 +163,28 @@ def _defines(statement: ast.stmt) -> list[str]:
 def minify(tree: ast.Module) -> str:
     """The shortest text of a module that python-minifier may make of it without changing what others see.
 
-    Names of modules, classes, functions, parameters and attributes stay. In a module of Triton kernels local names stay
-    as well: Triton compiles the source and tells constants from values by how they are named and annotated.
+    Names of modules, classes, functions, parameters and attributes stay. In a module of Triton kernels, whose source
+    Triton compiles, parameters keep their names inside functions too, since Triton knows constants by them, and so do
+    annotated variables; nothing is rewritten there.
     """
-    text = ast.unparse(tree)
-    plain = "triton" not in set(_words(tree))
+    kernels = "triton" in set(_words(tree))
+    kept = [arg.arg for node in ast.walk(tree) if isinstance(node, ast.arguments) for arg in _arguments(node)]
+    kept += [node.target.id for node in ast.walk(tree) if _is_annotated_name(node)]  # type: ignore[attr-defined]
     return python_minifier.minify(
-        text,
+        ast.unparse(tree),
         remove_annotations=False,
         hoist_literals=False,
-        rename_locals=plain,
-        constant_folding=plain,
-        convert_posargs_to_args=plain,
-        remove_explicit_return_none=plain,
+        preserve_locals=sorted(set(kept)) if kernels else None,
+        constant_folding=not kernels,
+        convert_posargs_to_args=not kernels,
+        remove_explicit_return_none=not kernels,
     )
+
+
+def _arguments(node: ast.arguments) -> list[ast.arg]:
+    every = (*node.posonlyargs, *node.args, *node.kwonlyargs, node.vararg, node.kwarg)
+    return [arg for arg in every if arg is not None]
+
+
+def _is_annotated_name(node: ast.AST) -> bool:
+    return isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
