@@ -11,10 +11,12 @@ import tempfile
 from pathlib import Path
 from typing import NoReturn
 
-import brotli
+import pyppmd
 
 COMMANDS = ("fit", "validate", "export", "test")
 """The commands that a bundled program knows."""
+ORDER = 16
+"""Longest context in bytes that PPMd predicts the next byte from; longer ones gain nothing."""
 
 
 def unpack(payload: bytes) -> Path:
@@ -24,7 +26,7 @@ def unpack(payload: bytes) -> Path:
     cache cannot be written, a temporary folder serves this process alone.
 
     Args:
-        payload: Brotli data of ``path NUL text`` pairs, joined by NUL.
+        payload: PPMd data of ``path NUL text`` pairs, joined by NUL.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "golf_lightning")
     shared = cache / hashlib.sha256(payload).hexdigest()
@@ -35,7 +37,9 @@ def unpack(payload: bytes) -> Path:
         own = Path(tempfile.mkdtemp(dir=cache))
     except OSError:
         own = shared = Path(tempfile.mkdtemp())
-    pieces = iter(brotli.decompress(payload).decode().split("\0"))
+    text = pyppmd.decompress(payload, max_order=ORDER)
+    assert isinstance(text, bytes)
+    pieces = iter(text.decode().split("\0"))
     for path, text in zip(pieces, pieces, strict=True):
         file = own / path
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """Take out of source what running it does not need.
 
-Three passes over syntax trees, before a minifier sees the text: docstrings; annotations that nothing reads; imports,
+Three passes over syntax trees, before a minifier sees the text: docstrings; what only type checkers read; imports,
 functions, classes and constants that no remaining code names. The last is repeated until nothing changes, since each
 piece of dead code may have been all that named another.
 """
@@ -30,12 +30,12 @@ def drop_docstrings(tree: ast.Module) -> None:
             node.body = kept if kept or isinstance(node, ast.Module) else [ast.Pass()]  # type: ignore[attr-defined]
 
 
-class AnnotationStripper(ast.NodeTransformer):
-    """Removes annotations that nothing reads when the program runs.
+class TypeStripper(ast.NodeTransformer):
+    """Removes what is written for type checkers and what nothing reads when the program runs.
 
     The command line reads the parameters of constructors and of the methods that its commands are named after, and the
     fields of classes. Triton and torch.library read whole functions, which are decorated. Those stay; return types,
-    other parameters, types of variables and ``@override`` go.
+    other parameters, types of variables, ``@override`` and assertions that only tell a type checker a type go.
     """
 
     def __init__(self) -> None:
@@ -52,10 +52,8 @@ class AnnotationStripper(ast.NodeTransformer):
             return node
         node.returns = None
         if not (self._in_class and node.name in ("__init__", *COMMANDS)):
-            own = node.args
-            for arg in (*own.posonlyargs, *own.args, *own.kwonlyargs, own.vararg, own.kwarg):
-                if arg is not None:
-                    arg.annotation = None
+            for arg in _arguments(node.args):
+                arg.annotation = None
         return self._inside(node, in_class=False)
 
     @override
@@ -63,6 +61,12 @@ class AnnotationStripper(ast.NodeTransformer):
         if self._in_class or node.value is None:
             return node
         return ast.copy_location(ast.Assign([node.target], node.value), node)
+
+    @override
+    def visit_Assert(self, node: ast.Assert) -> ast.AST:
+        is_type = isinstance(node.test, ast.Call) and ast.unparse(node.test.func) == "isinstance"
+        is_there = isinstance(node.test, ast.Compare) and ast.unparse(node.test).endswith(" is not None")
+        return ast.copy_location(ast.Pass(), node) if is_type or is_there else node
 
     def _inside(self, node: ast.AST, *, in_class: bool) -> ast.AST:
         outside, self._in_class = self._in_class, in_class
@@ -159,17 +163,28 @@ def _defines(statement: ast.stmt) -> list[str]:
 def minify(tree: ast.Module) -> str:
     """The shortest text of a module that python-minifier may make of it without changing what others see.
 
-    Names of modules, classes, functions, parameters and attributes stay. In a module of Triton kernels local names stay
-    as well: Triton compiles the source and tells constants from values by how they are named and annotated.
+    Names of modules, classes, functions, parameters and attributes stay. In a module of Triton kernels, whose source
+    Triton compiles, parameters keep their names inside functions too, since Triton knows constants by them, and so do
+    annotated variables; nothing is rewritten there.
     """
-    text = ast.unparse(tree)
-    plain = "triton" not in set(_words(tree))
+    kernels = "triton" in set(_words(tree))
+    kept = [arg.arg for node in ast.walk(tree) if isinstance(node, ast.arguments) for arg in _arguments(node)]
+    kept += [node.target.id for node in ast.walk(tree) if _is_annotated_name(node)]  # type: ignore[attr-defined]
     return python_minifier.minify(
-        text,
+        ast.unparse(tree),
         remove_annotations=False,
         hoist_literals=False,
-        rename_locals=plain,
-        constant_folding=plain,
-        convert_posargs_to_args=plain,
-        remove_explicit_return_none=plain,
+        preserve_locals=sorted(set(kept)) if kernels else None,
+        constant_folding=not kernels,
+        convert_posargs_to_args=not kernels,
+        remove_explicit_return_none=not kernels,
     )
+
+
+def _arguments(node: ast.arguments) -> list[ast.arg]:
+    every = (*node.posonlyargs, *node.args, *node.kwonlyargs, node.vararg, node.kwarg)
+    return [arg for arg in every if arg is not None]
+
+
+def _is_annotated_name(node: ast.AST) -> bool:
+    return isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)

@@ -3,12 +3,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import brotli
+import pyppmd
 import pytest
 
 from golf_lightning.submission import launcher
 
-PAYLOAD = brotli.compress("\0".join(["config.json", "{}", "a/b/c.py", "x = 'ü'\n", "a/__init__.py", ""]).encode())
+
+def packed(*pieces: str) -> bytes:
+    return pyppmd.compress("\0".join(pieces).encode(), max_order=launcher.ORDER)
+
+
+PAYLOAD = packed("config.json", "{}", "a/b/c.py", "x = 'ü'\n", "a/__init__.py", "")
 
 
 @pytest.fixture
@@ -36,7 +41,7 @@ def test_ranks_that_start_at_once_share_one_whole_folder(cache: Path) -> None:
 
 
 def test_another_payload_gets_another_folder(cache: Path) -> None:
-    assert launcher.unpack(PAYLOAD) != launcher.unpack(brotli.compress(b"config.json\0{}"))
+    assert launcher.unpack(PAYLOAD) != launcher.unpack(packed("config.json", "{}"))
 
 
 def test_a_cache_that_cannot_be_written_is_replaced_by_a_temporary_folder(
