@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import cheats
 import numpy as np
@@ -10,21 +11,19 @@ import torch
 from cheats import honest
 from ttt_cases import small_config, small_gpt, small_split, two_bytes
 
+from golf_lightning.audit.causality import check_flips, check_lengths, check_repeats
+from golf_lightning.audit.counting import check_targets
+from golf_lightning.audit.distribution import check_probabilities
+from golf_lightning.audit.learning import check_first_chunks, check_replay
 from golf_lightning.audit.run import AuditConfig, check_scores
 from golf_lightning.audit.subject import Subject
+from golf_lightning.audit.subject import small_split as small_split_of
+from golf_lightning.errors import GolfError
+from golf_lightning.evaluation.documents import DocumentStream
 from golf_lightning.model.adapters import AdapterConfig
 
 LENGTHS = (11, 23, 3, 17)
 AMOUNT = AuditConfig(positions=6, lengths=3, distributions=2)
-CHECKS = {
-    "repeats itself",
-    "flipped token",
-    "document length",
-    "sum of probabilities",
-    "score before update",
-    "independent replay",
-    "every target once, in order",
-}
 
 
 class TwoBytes:
@@ -34,8 +33,8 @@ class TwoBytes:
         return int(two_bytes(np.append(previous, tokens[:-1]), tokens).sum())
 
 
-def verdicts(scorer, *, dtype=torch.float64, token_bytes=two_bytes, amount=AMOUNT, **fields):
-    subject = Subject(
+def subject(scorer, *, dtype=torch.float64, token_bytes=two_bytes, **fields):
+    return Subject(
         model=small_gpt(dtype),
         scorer=scorer,
         config=small_config(**fields),
@@ -44,17 +43,33 @@ def verdicts(scorer, *, dtype=torch.float64, token_bytes=two_bytes, amount=AMOUN
         generator=np.random.default_rng(1),
         progress=lambda line: None,
     )
-    return {check.name: check for check in check_scores(subject, TwoBytes(), amount)}
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+CHECKS = {
+    "repeats itself": lambda subject, nats: check_repeats(subject, nats)[0],
+    "flipped token": lambda subject, nats: check_flips(subject, nats, noise=0.0, count=6),
+    "document length": lambda subject, nats: check_lengths(subject, nats, noise=0.0, count=3),
+    "sum of probabilities": lambda subject, nats: check_probabilities(subject, 2),
+    "score before update": lambda subject, nats: check_first_chunks(subject),
+    "independent replay": check_replay,
+    "every target once, in order": lambda subject, nats: check_targets(subject, subject.score(), TwoBytes()),
+}
+
+
 @pytest.mark.parametrize(
-    "fields", [{}, {"lr": 0.0}, {"beta1": 0.9}, {"adapters": AdapterConfig(rank=2, alpha=4.0, v=False, head=False)}]
+    "fields",
+    [
+        {},
+        {"dtype": torch.float32},
+        {"lr": 0.0},
+        {"beta1": 0.9},
+        {"adapters": AdapterConfig(rank=2, alpha=4.0, v=False, head=False)},
+    ],
 )
-def test_the_projects_own_engine_passes(dtype, fields):
-    found = verdicts(honest, dtype=dtype, **fields)
-    assert {name: check.measured for name, check in found.items() if not check.passed} == {}
-    assert set(found) == CHECKS
+def test_the_projects_own_engine_passes(fields):
+    found = check_scores(subject(honest, **fields), TwoBytes(), AMOUNT)
+    assert {check.name: check.measured for check in found if not check.passed} == {}
+    assert {check.name for check in found} == set(CHECKS)
 
 
 @pytest.mark.parametrize(
@@ -79,33 +94,74 @@ def test_the_projects_own_engine_passes(dtype, fields):
     ids=lambda value: getattr(value, "__name__", "") or getattr(getattr(value, "func", None), "__name__", ""),
 )
 def test_a_cheat_is_caught(cheat, caught_by):
-    found = verdicts(cheat)
-    failed = {name for name, check in found.items() if check.passed is False}
-    assert caught_by <= failed
+    cheating = subject(cheat)
+    nats = cheating.nats()
+    for name in caught_by:
+        check = CHECKS[name](cheating, nats)
+        assert (check.name, check.passed) == (name, False)
 
 
 def test_a_space_counted_twice_is_caught():
-    found = verdicts(honest, token_bytes=cheats.counts_a_space_twice(two_bytes))
-    assert {name for name, check in found.items() if not check.passed} == {"every target once, in order"}
-    assert "bytes counted of" in found["every target once, in order"].measured
+    twice = subject(honest, token_bytes=cheats.counts_a_space_twice(two_bytes))
+    found = CHECKS["every target once, in order"](twice, None)
+    assert not found.passed
+    assert "bytes counted of" in found.measured
 
 
 def test_a_learning_rate_that_is_not_used_is_caught():
     def lazy(model, stream, config, **options):
         return honest(model, stream, dataclasses.replace(config, lr=0.0), **options)
 
-    found = verdicts(lazy)
-    assert not found["score before update"].passed
-    assert not found["independent replay"].passed
+    cheating = subject(lazy)
+    assert not CHECKS["score before update"](cheating, None).passed
+    assert not CHECKS["independent replay"](cheating, cheating.nats()).passed
 
 
-def test_without_distributions_that_check_is_not_made():
-    found = verdicts(honest, amount=AuditConfig(positions=1, lengths=1, distributions=0))
-    assert found["sum of probabilities"].passed is None
+def test_noise_is_allowed_for_and_no_more():
+    """A scorer that does not repeat itself has to keep earlier scores within three times its own noise."""
+    peeking = subject(cheats.peeks_one_token_ahead)
+    nats = peeking.nats()
+    leak = check_flips(peeking, nats, noise=0.0, count=12).figures["largest_change_nats"]
+    assert leak > 0
+    for noise, passed in ((leak / 2, True), (leak / 4, False)):
+        peeking.generator = np.random.default_rng(1)
+        assert check_flips(peeking, nats, noise, count=12).passed is passed
+
+
+def test_without_places_the_sum_is_not_taken():
+    assert check_probabilities(subject(honest), 0).passed is None
 
 
 def test_the_sum_is_taken_before_and_after_learning():
-    amount = AuditConfig(positions=1, lengths=1, distributions=3)
-    places = verdicts(honest, amount=amount)["sum of probabilities"].figures["places"]
+    places = check_probabilities(subject(honest), 3).figures["places"]
     assert [place["after_learning"] for place in places] == [False, True, True]
     assert [place["sum"] for place in places] == pytest.approx([1, 1, 1], abs=1e-9)
+
+
+def test_documents_too_short_for_learning_are_refused():
+    short = subject(honest)
+    short.tokens = small_split((3, 7)).astype(np.int64)
+    with pytest.raises(GolfError, match="No document of the sample has more than 8 targets"):
+        check_probabilities(short, 2)
+
+
+def test_a_scorer_without_scores_of_targets_is_refused():
+    def silent(model, stream, config, **options):
+        return dataclasses.replace(honest(model, stream, config, **options), target_nats=None)
+
+    with pytest.raises(GolfError, match="The scorer kept no score of each target"):
+        subject(silent).nats()
+
+
+@pytest.mark.parametrize("documents", [2, 3, 50])
+def test_the_sample_holds_beginnings_of_documents(documents):
+    tokens = small_split()
+    stream = DocumentStream(tokens)
+    sample = DocumentStream(small_split_of(stream, np.random.default_rng(0), documents=documents, longest=9))
+    wholes = [tokens[a:b] for a, b in itertools.pairwise([*stream.starts, len(tokens)])]
+    parts = [sample.tokens[a:b] for a, b in itertools.pairwise([*sample.starts, len(sample.tokens)])]
+    assert len(parts) == min(documents, len(wholes))
+    assert all(any(np.array_equal(part, whole[: len(part)]) for whole in wholes) for part in parts)
+    assert np.array_equal(parts[0], wholes[0][: len(parts[0])])
+    assert np.array_equal(parts[-1], wholes[-1][: len(parts[-1])])
+    assert max(map(len, parts)) == 9
