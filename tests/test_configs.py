@@ -9,7 +9,7 @@ import pytest
 import yaml
 from typing_extensions import override
 
-from golf_lightning.__main__ import main, named_callbacks
+from golf_lightning.__main__ import TOOLS, main, named_callbacks
 from golf_lightning.cli import GolfCLI
 
 ROOT = Path(__file__).parent.parent
@@ -18,7 +18,11 @@ OVERLAYS = ("one_gpu", "eight_gpus", "quick")
 ON_A_CPU = ("--trainer.accelerator", "cpu", "--trainer.devices", "1")
 COMMANDS = [
     line.split("#")[0].strip()
-    for line in re.findall(r"^ {4}(python -m golf_lightning .*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    for line in re.findall(
+        r"^(?: {4}python|srun python|torchrun .*) -m golf_lightning (.*)$",
+        (ROOT / "README.md").read_text(),
+        re.MULTILINE,
+    )
 ]
 
 
@@ -96,8 +100,8 @@ def test_the_defaults_are_the_default_recipe() -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_of_the_readme_are_understood(command: str, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.chdir(ROOT)
-    arguments = shlex.split(command)[3:]
-    if arguments[0] == "prepare":
+    arguments = shlex.split(command)
+    if arguments[0] in TOOLS:
         with pytest.raises(SystemExit) as end:  # the options are checked before --help answers
             main([*arguments, "--help"])
         assert end.value.code == 0
