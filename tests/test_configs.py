@@ -19,7 +19,11 @@ OVERLAYS = ("one_gpu", "eight_gpus", "quick")
 ON_A_CPU = ("--trainer.accelerator", "cpu", "--trainer.devices", "1")
 COMMANDS = [
     line.split("#")[0].strip()
-    for line in re.findall(r"^ {4}(python -m golf_lightning .*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    for line in re.findall(
+        r"^(?: {4}python|srun python|torchrun .*) -m golf_lightning (.*)$",
+        (ROOT / "README.md").read_text(),
+        re.MULTILINE,
+    )
 ]
 
 
@@ -97,7 +101,7 @@ def test_the_defaults_are_the_default_recipe() -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_of_the_readme_are_understood(command: str, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.chdir(ROOT)
-    arguments = shlex.split(command)[3:]
+    arguments = shlex.split(command)
     if arguments[0] in TOOLS:
         with pytest.raises(SystemExit) as end:  # the options are checked before --help answers
             main([*arguments, "--help"])

@@ -46,6 +46,18 @@ class Report:
         return list({one.group: one for one in self.comparisons}.values())
 
     @property
+    def notes(self) -> list[tuple[str, str]]:
+        """What a reader should know first: names of groups or runs, and a sentence about them."""
+        said: dict[str, list[str]] = {}
+        for group in self.groups:
+            for note in group.notes:
+                said.setdefault(note, []).append(group.name)
+        for run in (run for group in self.groups for run in group.runs):
+            for sentence in run.missing:
+                said.setdefault(sentence, []).append(run.name)
+        return [(", ".join(names), sentence) for sentence, names in said.items()]
+
+    @property
     def panels(self) -> list[Panel]:
         """What there is to draw."""
         return panels(self.groups, self.against)
@@ -71,8 +83,7 @@ def html(report: Report) -> str:
         verdicts=report.verdicts,
         scores=SCORES,
         partial=any(score["partial"] for run in runs for score in run.scores.values()),
-        notes=[(group.name, note) for group in report.groups for note in group.notes],
-        missing=[(run.name, sentence) for run in runs for sentence in run.missing],
+        notes=report.notes,
         light=Markup(css_variables(dark=False)),
         dark=Markup(css_variables(dark=True)),
     )

@@ -41,9 +41,8 @@ def main(argv: list[str]) -> int:
             print(table.text(), end="\n\n")
     for comparison in report.verdicts:
         print(f"{comparison.group}, {SCORES[comparison.score]}: {comparison.verdict}")
-    for run in (run for group in groups for run in group.runs):
-        for sentence in run.missing:
-            print(f"{run.name}: {sentence}")
+    for names, sentence in report.notes:
+        print(f"{names}: {sentence}")
     print(f"wrote {out} and {picture}")
     return 0
 

@@ -138,13 +138,15 @@ def _merge(folder: Path, stages: dict[str, Values]) -> tuple[Values, DocumentTab
     for command, result in stages.items():
         if not result or command == "validate":
             continue
-        if command == "export" and (stale := {"ttt", "ttt_lr0"} & set(merged.get("scores", {}))):
+        before, now = (one.get("artifact", {}).get("sha256") for one in (merged, result))
+        stale = {"ttt", "ttt_lr0"} & set(merged.get("scores", {}))
+        if command == "export" and stale and (now is None or now != before):
             missing.append("The artifact was exported again after it was scored with TTT; run `test` again.")
             documents = None
             for name in stale:
                 del merged["scores"][name]
-        scored, own = result.get("run", {}).get("from_sha256"), merged.get("artifact", {}).get("sha256")
-        if command == "test" and own and scored and own != scored:
+        scored = result.get("run", {}).get("from_sha256")
+        if command == "test" and before and scored and before != scored:
             missing.append("test.json is about another artifact than this folder's, and is left out.")
             continue
         for section, values in result.items():

@@ -106,6 +106,14 @@ def test_the_page_has_the_numbers(runs: list[Path], tmp_path: Path) -> None:
     assert "6,973,495" in text
 
 
+def test_what_holds_for_several_runs_is_said_once(runs: list[Path], tmp_path: Path, capsys: Any) -> None:
+    for folder in runs[:2]:
+        (folder / "documents.csv").unlink()
+    assert report(*runs) == 0
+    assert "golf-0, golf-1: No documents.csv" in capsys.readouterr().out
+    assert page(tmp_path / "report.html").text.count("No documents.csv") == 1
+
+
 def test_against_a_number(runs: list[Path], tmp_path: Path, capsys: Any) -> None:
     assert report(*runs, "--against", "1.0800") == 0
     assert "against 1.08 bits per byte" in page(tmp_path / "report.html").text

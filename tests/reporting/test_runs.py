@@ -127,6 +127,9 @@ def test_an_export_done_again_makes_old_ttt_scores_void(tmp_path: Path) -> None:
     folder = make_run(tmp_path, "golf", 3.0)
     again = result({"quantized": score(3.2)}, ended="2026-11-24T00:00:00+00:00", command="export")
     write_json(folder / "export.json", again)
+    assert "ttt" in read_run(folder).scores  # the same bytes as before
+    again["artifact"]["sha256"] = "two"
+    write_json(folder / "export.json", again)
     run = read_run(folder)
     assert set(run.scores) == {"before_quantization", "quantized"}
     assert run.scores["quantized"]["nats_per_target"] == 3.2

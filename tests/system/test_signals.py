@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM: saved, resumable, and the exit status that a shell expects."""
 
+import json
 import os
 import signal
 import time
@@ -34,8 +35,10 @@ def test_a_signal_during_training_saves_and_stops(
     run = tmp_path / "runs" / "small"
     checkpoint = run / "checkpoints" / "last.ckpt"
     assert f"continue with --ckpt_path {checkpoint}" in output
-    assert (run / "result.json").is_file()
+    assert json.loads((run / "result.json").read_text())["run"]["status"] == f"stopped by {number.name}"
     assert not (run / "artifact.golf").exists()
+    assert golf("report", run) == 0
+    assert f"The run is not whole: stopped by {number.name}" in (run / "report.html").read_text()
     assert golf("fit", "--config", recipe, "--ckpt_path", checkpoint, "--clock.budget_s", 12) == 0
     assert (run / "artifact.golf").is_file()
 
