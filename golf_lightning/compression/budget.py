@@ -30,6 +30,11 @@ class BudgetConfig:
                 "code_bytes must be at least 0 and less than the limit."
             )
 
+    @property
+    def artifact_bytes(self) -> int:
+        """What is left for the artifact."""
+        return self.limit_bytes - self.code_bytes
+
 
 @dataclass(frozen=True, slots=True)
 class ByteBudget:

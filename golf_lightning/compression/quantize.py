@@ -66,6 +66,8 @@ class QuantizationConfig:
         embedding_k: clip point of the embedding, in standard deviations of a row.
         damping: added to the diagonal of every Hessian before GPTQ inverts it, as a fraction of the mean diagonal.
         block: columns that GPTQ treats together before it corrects the columns after them.
+        trellis: let GPTQ choose among the levels of a trellis, the best path down every column, instead of rounding;
+            needs at least 4 bits and the coder rans.
     """
 
     method: Method = "gptq"
@@ -77,6 +79,7 @@ class QuantizationConfig:
     embedding_k: float = 20.0
     damping: float = 0.01
     block: int = 128
+    trellis: bool = True
 
     def __post_init__(self) -> None:
         if self.method not in get_args(Method):
@@ -188,8 +191,13 @@ def weighted_error(weight_NRC: Tensor, codes_NRC: Tensor, scale_NR: Tensor, hess
     Returns:
         ``[N]`` float32.
     """
+    return weighted_error_of_rows(weight_NRC, codes_NRC, scale_NR, hessian_NCC).sum(dim=1)
+
+
+def weighted_error_of_rows(weight_NRC: Tensor, codes_NRC: Tensor, scale_NR: Tensor, hessian_NCC: Tensor) -> Tensor:
+    """:func:`weighted_error` of each row, ``[N, R]``."""
     difference_NRC = weight_NRC - codes_NRC.to(weight_NRC) * scale_NR.to(weight_NRC).unsqueeze(-1)
-    return (torch.bmm(difference_NRC, hessian_NCC) * difference_NRC).sum(dim=(1, 2))
+    return (torch.bmm(difference_NRC, hessian_NCC) * difference_NRC).sum(dim=2)
 
 
 def to_half(name: str, vector: Tensor) -> Tensor:

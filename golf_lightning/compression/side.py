@@ -53,5 +53,3 @@ class SideReader:
         """
         if self._at != len(self._data):
             raise GolfError("a coded section is damaged: its tables are too long.")
-
-

@@ -27,9 +27,7 @@ class Table:
         signed: whether negative integers occur, as often as positive ones.
     """
 
-    def __init__(
-        self, counts: npt.NDArray[np.int64], *, start: int = 0, stride: int = 1, signed: bool = True
-    ) -> None:
+    def __init__(self, counts: npt.NDArray[np.int64], *, start: int = 0, stride: int = 1, signed: bool = True) -> None:
         counts = np.trim_zeros(counts, "b")
         # The nearest entry from below, but never 0 for what occurred.
         self.stored = np.searchsorted(_GRID, counts, side="right") - 1

@@ -3,10 +3,12 @@
 Two quantizers share one step. Quantizer 0 has the even levels, quantizer 1 the odd ones and zero. A machine of 8 states
 walks down a column, restarts every ``RESTART`` rows and says which quantizer comes next; what drives it is the parity
 of the last *index*, the number of a level within its quantizer. So each weight pays for the coarse step of one
-quantizer while a search over all paths (:mod:`golf_lightning.compression.search`) finds levels nearly as close as those
-of the fine one. Trellis-coded quantization is Marcellin and Fischer's (1990); its entropy-coded form with a zero in both
-quantizers is that of JPEG 2000 and VVC; the machine is Ungerboeck's 8-state code (1982) with polynomials 13 and 04.
+quantizer while a search over all paths (:mod:`golf_lightning.compression.search`) finds levels nearly as close as
+those of the fine one. Trellis-coded quantization is Marcellin and Fischer's (1990); its entropy-coded form with a zero
+in both quantizers is that of JPEG 2000 and VVC; the machine is Ungerboeck's 8-state code (1982), polynomials 13 and 04.
 """
+
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +21,7 @@ RESTART = 128
 
 Codes = npt.NDArray[np.int8]
 Bits = npt.NDArray[np.uint8]
+Integers = npt.NDArray[Any]
 
 
 def _next_states(feedback: int = 0o13, forward: int = 0o4) -> npt.NDArray[np.uint8]:
@@ -66,18 +69,18 @@ def to_indices(levels_MRC: Codes) -> tuple[Codes, Bits] | None:
         if (((row_magnitude & 1) != q) & ((row_magnitude != 0) | (q == 0))).any():
             return None
         state = NEXT_STATE[2 * state + ((row_magnitude + q >> 1) & 1).astype(np.uint8)]
-    quantizer = _ungrouped(quantizer, levels_MRC.shape[1])
+    below = _ungrouped(quantizer, levels_MRC.shape[1])
     wide = levels_MRC.astype(np.int16)
-    index = np.sign(wide) * (np.abs(wide) + quantizer >> 1)
-    return index.astype(np.int8), quantizer
+    index = np.sign(wide) * (np.abs(wide) + below >> 1)
+    return index.astype(np.int8), below
 
 
-def to_levels(index_MRC: npt.NDArray[np.int32], quantizer_MRC: Bits) -> npt.NDArray[np.int32]:
+def to_levels(index_MRC: Integers, quantizer_MRC: Bits) -> Integers:
     """Levels of indices under their quantizers."""
     return 2 * index_MRC - np.sign(index_MRC) * quantizer_MRC
 
 
-def _grouped(values_MRC: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+def _grouped(values_MRC: Integers) -> Integers:
     """``[M, G, L, C]``, the last group filled up with zeros."""
     matrices, rows, columns = values_MRC.shape
     length = min(rows, RESTART)
@@ -87,6 +90,6 @@ def _grouped(values_MRC: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
     return padded.reshape(matrices, groups, length, columns)
 
 
-def _ungrouped(values_MGLC: npt.NDArray[np.generic], rows: int) -> npt.NDArray[np.generic]:
+def _ungrouped(values_MGLC: Integers, rows: int) -> Integers:
     matrices, groups, length, columns = values_MGLC.shape
     return np.ascontiguousarray(values_MGLC.reshape(matrices, groups * length, columns)[:, :rows])

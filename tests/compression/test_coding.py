@@ -107,5 +107,5 @@ def test_codes_of_a_normal_cost_little_more_than_their_entropy():
 
 
 def test_an_unknown_coder_is_one_clear_sentence():
-    with pytest.raises(GolfError, match="Coder 'zip' is unknown; this version knows brotli, raw"):
+    with pytest.raises(GolfError, match="Coder 'zip' is unknown; this version knows rans, brotli, raw"):
         coder_named("zip")
