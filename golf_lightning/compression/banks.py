@@ -153,5 +153,5 @@ def quantize_state(
     for name, tensor in state_dict.items():
         if name not in sites:
             check_finite(name, tensor)
-            vectors[name] = to_half(name, tensor)
+            vectors[name] = to_half(name, tensor, settings.vector_bits)
     return QuantizedState(matrices, vectors), errors

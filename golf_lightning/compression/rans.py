@@ -2,16 +2,15 @@
 
 A code's spread is that of its row times that of its column, both rounded to eighths of an octave, so that the sum of
 two small integers names one of a few dozen classes (:mod:`golf_lightning.compression.spreads`). Each class has a table
-of frequencies of its own, taken from the codes themselves. Levels that follow the trellis are coded as indices: first
-their parities, which tell the quantizer of every index, then the rest, with a table for each class, quantizer and
-parity. All that a decoder computes is integer arithmetic, so it gives the same bits on every machine.
+of frequencies of its own, taken from the codes themselves. Of levels on the trellis, bit 1 of all of them comes first:
+that tells bit 0 of each, and then the level itself is coded among those of equal remainder modulo 4. All that a decoder
+computes is integer arithmetic, so it gives the same bits on every machine.
 
 Side information of an array of codes, unless it is empty: whether it follows the trellis (u1); the spreads; with a
-trellis, one byte a class, 256 times the probability of an odd index, 128 meaning that parities are stored as raw bits;
-one table a class, or four, for (quantizer, parity) (0, 0), (0, 1), (1, 0) and (1, 1). Symbols run through the matrices,
-and inside one through the blocks of equal row and column spread. Of an array of float16: the number of distinct values
-(u2), these values as sorted 16-bit words and the table of their positions, or 0, the table of the high bytes, and all
-low bytes raw.
+trellis, one byte a class, 256 times the probability that bit 1 is set, 128 meaning that these bits are stored raw; one
+table a class, or two, of even and of odd magnitudes. Symbols run through the matrices, and inside one through the
+blocks of equal row and column spread. Of an array of float16: the number of distinct values (u2), these values as
+sorted 16-bit words and the table of their positions; or 0, the table of the high bytes, and all low bytes raw.
 """
 
 from collections.abc import Sequence
@@ -22,16 +21,15 @@ import numpy.typing as npt
 from golf_lightning.compression.coder import Array, ArraySpec
 from golf_lightning.compression.spreads import Spreads, measure_spreads, read_spreads
 from golf_lightning.compression.symbols import Decoder, Encoder
-from golf_lightning.compression.tables import Table
-from golf_lightning.compression.trellis import quantizers, to_indices, to_levels
+from golf_lightning.compression.tables import Model, Table
+from golf_lightning.compression.trellis import bit, low_bits, on_trellis
 from golf_lightning.errors import GolfError
 
 # M matrices, R rows, C columns
 
 EVEN_ODDS = 128
-CONTEXTS = ((0, 0), (0, 1), (1, 0), (1, 1))
-"""Quantizer and parity of an index on the trellis."""
 Codes = npt.NDArray[np.int8]
+Bits = npt.NDArray[np.uint8]
 
 
 class RansCoder:
@@ -78,103 +76,98 @@ def _matrices(array: Array) -> Codes:
 
 
 def _put_codes(encoder: Encoder, codes_MRC: Codes) -> None:
-    found = to_indices(codes_MRC)
-    index_MRC, context_MRC = (codes_MRC, np.zeros(codes_MRC.shape, np.uint8)) if found is None else found
-    spreads = measure_spreads(index_MRC)
-    encoder.side.put(int(found is not None), "u1")
+    trellis = on_trellis(codes_MRC)
+    spreads = measure_spreads(codes_MRC)
+    encoder.side.put(int(trellis), "u1")
     spreads.write(encoder.side)
-    if found is not None:
-        parity_MRC = (index_MRC & 1).view(np.uint8)
-        _put_parities(encoder, parity_MRC, spreads)
-        context_MRC = 2 * context_MRC + parity_MRC
-    contexts = 1 if found is None else len(CONTEXTS)
-    counts = _count(index_MRC, context_MRC, spreads, contexts)
-    tables = [
-        [_table_of(counts[class_, context], context, contexts) for context in range(contexts)]
-        for class_ in range(spreads.classes)
-    ]
+    if trellis:
+        _put_drive(encoder, bit(codes_MRC, 1), spreads)
+    tables = _tables(_count(np.abs(codes_MRC.astype(np.int16)), spreads, 129), trellis)
     for table in (table for row in tables for table in row):
         table.write(encoder.side)
-    for matrix in range(len(codes_MRC)):
+    models = _models(tables)
+    for matrix, codes_RC in enumerate(codes_MRC):
         for class_, rows, columns in spreads.blocks(matrix):
-            values, context = index_MRC[matrix][rows, columns], context_MRC[matrix][rows, columns]
-            for which in range(contexts):
-                encoder.put(values[context == which] if contexts > 1 else values.ravel(), tables[class_][which])
+            values = codes_RC[rows, columns]
+            for subset, model in enumerate(models[class_]):
+                encoder.put(values[values & 3 == subset] if trellis else values.ravel(), model)
 
 
 def _take_codes(decoder: Decoder, shape: tuple[int, int, int]) -> Codes:
-    on_trellis = decoder.side.one("u1")
+    trellis = decoder.side.one("u1")
     spreads = read_spreads(decoder.side, shape)
-    context_MRC = quantizer_MRC = np.zeros(shape, np.uint8)
-    if on_trellis:
-        parity_MRC = _take_parities(decoder, shape, spreads)
-        quantizer_MRC = quantizers(parity_MRC)
-        context_MRC = 2 * quantizer_MRC + parity_MRC
-    contexts = len(CONTEXTS) if on_trellis else 1
-    tables = [[_read_table(decoder, context, contexts) for context in range(contexts)] for _ in range(spreads.classes)]
+    subset_MRC = np.zeros(shape, np.uint8)
+    if trellis:
+        drive_MRC = _take_drive(decoder, shape, spreads)
+        subset_MRC = 2 * drive_MRC + low_bits(drive_MRC)
+    kinds: tuple[dict[str, int], ...] = ({"start": 0, "stride": 2}, {"start": 1, "stride": 2}) if trellis else ({},)
+    tables = [[Table.read(decoder.side, 128, **kind) for kind in kinds] for _ in range(spreads.classes)]
+    models = _models(tables)
     codes_MRC = np.empty(shape, np.int8)
-    for matrix in range(shape[0]):
+    for matrix, codes_RC in enumerate(codes_MRC):
         for class_, rows, columns in spreads.blocks(matrix):
-            context = context_MRC[matrix][rows, columns]
-            values = np.empty(context.shape, np.int32)
-            for which in range(contexts):
-                where = context == which
-                values[where] = decoder.take(int(where.sum()), tables[class_][which])
-            if on_trellis:
-                values = to_levels(values, quantizer_MRC[matrix][rows, columns])
+            block = subset_MRC[matrix][rows, columns]
+            values = np.empty(block.shape, np.int32)
+            for subset, model in enumerate(models[class_]):
+                where = block == subset
+                values[where] = decoder.take(int(where.sum()), model)
             if values.size and not -128 <= values.min() <= values.max() <= 127:
                 raise GolfError("a coded section is damaged: a code exceeds 8 bits.")
-            codes_MRC[matrix][rows, columns] = values
+            codes_RC[rows, columns] = values
     return codes_MRC
 
 
-def _count(index_MRC: Codes, context_MRC: npt.NDArray[np.uint8], spreads: Spreads, contexts: int) -> Array:
-    """How often each magnitude occurs, ``[classes, contexts, 129]``."""
-    counts = np.zeros(spreads.classes * contexts * 129, np.int64)
-    for matrix, index_RC in enumerate(index_MRC):
-        magnitude = np.abs(index_RC.astype(np.int64))
-        which = (spreads.class_map(matrix) * contexts + context_MRC[matrix]) * 129 + magnitude
+def _count(values_MRC: npt.NDArray[np.integer], spreads: Spreads, values: int) -> npt.NDArray[np.int64]:
+    """How often each of ``values`` integers occurs in each class, ``[classes, values]``."""
+    counts = np.zeros(spreads.classes * values, np.int64)
+    for matrix, values_RC in enumerate(values_MRC):
+        which = spreads.class_map(matrix) * values + values_RC
         counts += np.bincount(which.ravel(), minlength=len(counts))
-    return counts.reshape(spreads.classes, contexts, 129)
+    return counts.reshape(spreads.classes, values)
 
 
-def _table_of(counts: npt.NDArray[np.int64], context: int, contexts: int) -> Table:
-    parity = CONTEXTS[context][1]
-    return Table(counts) if contexts == 1 else Table(counts[parity::2], start=parity, stride=2)
+def _tables(counts: npt.NDArray[np.int64], trellis: bool) -> list[list[Table]]:
+    """One table a class, or on the trellis one of even and one of odd magnitudes."""
+    if not trellis:
+        return [[Table(row)] for row in counts]
+    return [[Table(row[start::2], start=start, stride=2) for start in (0, 1)] for row in counts]
 
 
-def _read_table(decoder: Decoder, context: int, contexts: int) -> Table:
-    if contexts == 1:
-        return Table.read(decoder.side, 128)
-    return Table.read(decoder.side, 128, start=CONTEXTS[context][1], stride=2)
+def _models(tables: list[list[Table]]) -> list[list[Model]]:
+    """Models by class; on the trellis, one for each remainder modulo 4."""
+    return [
+        [row[0].signed()] if len(row) == 1 else [row[subset & 1].remainder(subset) for subset in range(4)]
+        for row in tables
+    ]
 
 
-def _odds_table(odds: int) -> Table:
-    return Table(np.array([256 - odds, odds]), signed=False)
+def _odds_model(odds: int) -> Model:
+    return Model.of(np.array([256 - odds, odds]), 0)
 
 
-def _put_parities(encoder: Encoder, parity_MRC: npt.NDArray[np.uint8], spreads: Spreads) -> None:
-    counts = _count(np.zeros_like(parity_MRC, np.int8), parity_MRC, spreads, 2)[:, :, 0]
+def _put_drive(encoder: Encoder, drive_MRC: Bits, spreads: Spreads) -> None:
+    counts = _count(drive_MRC, spreads, 2)
     odds = np.rint(256 * counts[:, 1] / np.maximum(counts.sum(1), 1)).astype(np.int64).clip(1, 255)
     encoder.side.put(odds, "u1")
-    for matrix, parity_RC in enumerate(parity_MRC):
-        encoder.put_bits(parity_RC[odds[spreads.class_map(matrix)] == EVEN_ODDS])
+    for matrix, drive_RC in enumerate(drive_MRC):
+        encoder.put_bits(drive_RC[odds[spreads.class_map(matrix)] == EVEN_ODDS])
         for class_, rows, columns in spreads.blocks(matrix):
             if odds[class_] != EVEN_ODDS:
-                encoder.put(parity_RC[rows, columns].ravel(), _odds_table(int(odds[class_])))
+                encoder.put(drive_RC[rows, columns].ravel(), _odds_model(int(odds[class_])))
 
 
-def _take_parities(decoder: Decoder, shape: tuple[int, int, int], spreads: Spreads) -> npt.NDArray[np.uint8]:
+def _take_drive(decoder: Decoder, shape: tuple[int, int, int], spreads: Spreads) -> Bits:
     odds = decoder.side.take(spreads.classes, "u1")
-    parity_MRC = np.zeros(shape, np.uint8)
-    for matrix, parity_RC in enumerate(parity_MRC):
+    drive_MRC = np.zeros(shape, np.uint8)
+    for matrix, drive_RC in enumerate(drive_MRC):
         raw_RC = odds[spreads.class_map(matrix)] == EVEN_ODDS
-        parity_RC[raw_RC] = decoder.take_bits(int(raw_RC.sum()))
+        drive_RC[raw_RC] = decoder.take_bits(int(raw_RC.sum()))
         for class_, rows, columns in spreads.blocks(matrix):
             if odds[class_] != EVEN_ODDS:
-                taken = decoder.take(rows.size * columns.size, _odds_table(int(odds[class_])))
-                parity_RC[rows, columns] = taken.reshape(rows.size, columns.size)
-    return parity_MRC
+                # A forged probability of 0 is no model: `take` refuses it.
+                taken = decoder.take(rows.size * columns.size, _odds_model(int(odds[class_])))
+                drive_RC[rows, columns] = taken.reshape(rows.size, columns.size)
+    return drive_MRC
 
 
 def _put_halves(encoder: Encoder, values: Array) -> None:
@@ -188,16 +181,16 @@ def _put_halves(encoder: Encoder, values: Array) -> None:
     else:
         positions = words >> 8
         encoder.put_bits(np.unpackbits((words & 255).astype(np.uint8)))
-    table = Table(np.bincount(positions), signed=False)
+    table = Table(np.bincount(positions))
     table.write(encoder.side)
-    encoder.put(positions, table)
+    encoder.put(positions, table.unsigned())
 
 
 def _take_halves(decoder: Decoder, count: int) -> Array:
     listed = decoder.side.one("<u2")
     distinct = decoder.side.take(listed, "<u2").cumsum()
     low = None if listed else np.packbits(decoder.take_bits(8 * count))
-    table = Table.read(decoder.side, listed - 1 if listed else 255, signed=False)
-    positions = decoder.take(count, table)
+    table = Table.read(decoder.side, listed - 1 if listed else 255)
+    positions = decoder.take(count, table.unsigned())
     words = distinct[positions] if low is None else 256 * positions + low
     return words.astype("<u2").view("<f2").astype(np.float16)

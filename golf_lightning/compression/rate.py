@@ -24,8 +24,11 @@ from golf_lightning.model.config import GPTConfig, matrix_inputs
 
 SCALES_PER_OCTAVE = 8
 """Steps are rounded to this grid: it costs 0.1% of the error, and the scales shrink to 4 bits each."""
-LEAST_SHARE = 0.02
-"""A row counts as at least this fraction of its matrix's mean sensitivity, since few batches measure it badly."""
+ROW_TRUST = 0.5
+"""How far rows of one matrix follow their own sensitivity, as an exponent; the rest is the matrix's. Few batches measure
+rows badly, and following them halfway lost least."""
+LEAST = 1e-20
+"""Stands for sensitivities and curvatures of 0, of rows that nothing reaches."""
 AIM_BELOW = 6_000
 """Bytes under the budget at which to aim; steps are continuous, so it could be less, but each try costs an encoding."""
 SLACK = 20_000
@@ -100,10 +103,9 @@ def plan_steps(
         weight_NRC = weight_NRC.view(len(sites), *weight_NRC.shape[-2:])
         hessian_NCC = torch.stack([calibration.hessians[site] / calibration.tokens for site in sites])
         curvature_N1 = residual_curvature(name, hessian_NCC, damping).mean(dim=1, keepdim=True)
-        sensitivity_NR = sensitivities[name]
-        least_N1 = LEAST_SHARE * sensitivity_NR.mean(dim=1, keepdim=True)
-        weight_of_NR = (torch.maximum(sensitivity_NR, least_N1) * curvature_N1).clamp_min(1e-30)
-        log2_NR = -0.5 * weight_of_NR.log2()
+        log2_sensitivity_NR = sensitivities[name].clamp_min(LEAST).log2()
+        log2_sensitivity_NR = log2_sensitivity_NR.mean(dim=1, keepdim=True).lerp(log2_sensitivity_NR, ROW_TRUST)
+        log2_NR = -0.5 * (log2_sensitivity_NR + curvature_N1.clamp_min(LEAST).log2())
         steps.log2_NR[name] = (log2_NR * SCALES_PER_OCTAVE).round() / SCALES_PER_OCTAVE
         # Rounding to float16 may lower a step by 2**-11, and a code of 127.06 is still 127.
         floor_NR = (weight_NRC.abs().amax(dim=2) / largest).clamp_min(2.0**-24)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from golf_lightning.compression.bounded import brotli_decompress
 from golf_lightning.compression.side import SideReader, SideWriter
-from golf_lightning.compression.tables import Table
+from golf_lightning.compression.tables import Model
 from golf_lightning.errors import GolfError
 
 PREFIX = struct.Struct("<III")
@@ -28,10 +28,10 @@ class Encoder:
         self.raw: list[bytes] = []
         self._jobs: list[tuple[npt.NDArray[np.int32], constriction.stream.model.Categorical]] = []
 
-    def put(self, values: npt.NDArray[np.integer], table: Table) -> None:
-        """Code integers with a table."""
-        if table.model is not None and values.size:
-            self._jobs.append(((values.astype(np.int32) - table.first) // table.stride, table.model))
+    def put(self, values: npt.NDArray[np.integer], model: Model) -> None:
+        """Code integers."""
+        if model.coder is not None and values.size:
+            self._jobs.append(((values.astype(np.int32) - model.first) // model.stride, model.coder))
 
     def put_bits(self, bits: npt.NDArray[np.uint8]) -> None:
         """Store bits as they are, from the next byte on."""
@@ -69,13 +69,13 @@ class Decoder:
             raise GolfError("a coded section is damaged: it ends in a zero word.")
         self._ans = constriction.stream.stack.AnsCoder(compressed)
 
-    def take(self, count: int, table: Table) -> npt.NDArray[np.int32]:
+    def take(self, count: int, model: Model) -> npt.NDArray[np.int32]:
         """The next ``count`` integers."""
-        if table.empty and count:
+        if count and not model.count:
             raise GolfError("a coded section is damaged: a table is missing.")
-        if table.model is None or not count:
-            return np.full(count, table.first, np.int32)
-        return self._ans.decode(table.model, count) * table.stride + table.first
+        if model.coder is None or not count:
+            return np.full(count, model.first, np.int32)
+        return self._ans.decode(model.coder, count) * model.stride + model.first
 
     def take_bits(self, count: int) -> npt.NDArray[np.uint8]:
         """The next ``count`` raw bits; every call starts at a byte."""
