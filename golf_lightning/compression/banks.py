@@ -32,7 +32,7 @@ class BankErrors:
 
     Attributes:
         error: ``trace((W - Q) H (W - Q)^T)``, the squared change of the outputs on the calibration data.
-        nearest: the same for round to nearest with the same scales.
+        nearest: the same for round to nearest on a grid of the same rate.
         energy: ``trace(W H W^T)``, the squared outputs themselves.
         damping: the damping used; above the configured one where the Hessian was nearly singular.
         nats: loss per token that the error should cost; empty where sensitivities are not known.
@@ -73,7 +73,10 @@ def quantize_bank(
         scale_NR = sdclip_scale(name, weight_NRC, precision)
     else:
         precision = RolePrecision(MAX_BITS, precision.k)
-    nearest_NRC = round_to_nearest(weight_NRC, scale_NR, precision)
+    trellis = settings.trellis and settings.method == "gptq"
+    # A grid of the same rate has twice the step of the trellis.
+    nearest_scale_NR = 2 * scale_NR if trellis else scale_NR
+    nearest_NRC = round_to_nearest(weight_NRC, nearest_scale_NR, precision)
     codes_NRC, damping = nearest_NRC, [0.0] * weight_NRC.shape[0]
     if settings.method == "gptq":
         assert hessian_NCC is not None, "GPTQ needs Hessians"
@@ -85,7 +88,7 @@ def quantize_bank(
             precision=precision,
             damping=settings.damping,
             block=settings.block,
-            trellis=settings.trellis,
+            trellis=trellis,
         )
         codes_NRC, damping = result.codes, result.damping
     quantized = QuantizedTensor(role, precision.bits, codes_NRC, scale_NR)
@@ -94,7 +97,7 @@ def quantize_bank(
     rows_NR = weighted_error_of_rows(weight_NRC, codes_NRC, scale_NR, hessian_NCC)
     errors = BankErrors(
         error=rows_NR.sum(dim=1).tolist(),
-        nearest=weighted_error(weight_NRC, nearest_NRC, scale_NR, hessian_NCC).tolist(),
+        nearest=weighted_error(weight_NRC, nearest_NRC, nearest_scale_NR, hessian_NCC).tolist(),
         energy=(torch.bmm(weight_NRC, hessian_NCC) * weight_NRC).sum(dim=(1, 2)).tolist(),
         damping=damping,
         nats=[] if cost_NR is None else (cost_NR * rows_NR).sum(dim=1).tolist(),

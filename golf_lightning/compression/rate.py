@@ -16,8 +16,8 @@ from torch import Tensor
 
 from golf_lightning.compression.gptq import residual_curvature
 from golf_lightning.compression.hessians import Calibration
-from golf_lightning.compression.quantize import RolePrecision
-from golf_lightning.errors import GolfError
+from golf_lightning.compression.quantize import SMALLEST_SCALE, RolePrecision
+from golf_lightning.compression.search import DISTORTION
 from golf_lightning.model.config import GPTConfig, matrix_inputs
 
 # N matrices of a bank, R rows (outputs)
@@ -25,8 +25,8 @@ from golf_lightning.model.config import GPTConfig, matrix_inputs
 SCALES_PER_OCTAVE = 8
 """Steps are rounded to this grid: it costs 0.1% of the error, and the scales shrink to 4 bits each."""
 ROW_TRUST = 0.5
-"""How far rows of one matrix follow their own sensitivity, as an exponent; the rest is the matrix's. Few batches measure
-rows badly, and following them halfway lost least."""
+"""How far rows of one matrix follow their own sensitivity, as an exponent; the rest is the matrix's. Few batches
+measure rows badly, and following them halfway lost least."""
 LEAST = 1e-20
 """Stands for sensitivities and curvatures of 0, of rows that nothing reaches."""
 AIM_BELOW = 6_000
@@ -44,22 +44,24 @@ class Steps:
     Attributes:
         log2_NR: by parameter name, ``[N, R]``: the base-2 logarithm of the step at ``c = 1``, on the grid.
         floor_NR: likewise, the smallest step whose codes do not exceed 8 bits.
-        spread_NR: likewise, the standard deviation of the row.
+        spread_NR: likewise, the root mean square of the row, and the largest step: beyond it the trellis, which has no
+            zero at every second step, would add noise.
         columns: likewise, C.
-        coarse: 2 with the trellis, whose quantizers have steps twice as wide; 1 without.
+        trellis: whether codes will be levels of the trellis.
     """
 
     log2_NR: dict[str, Tensor]
     floor_NR: dict[str, Tensor]
     spread_NR: dict[str, Tensor]
     columns: dict[str, int]
-    coarse: float
+    trellis: bool
 
     def at(self, log2_c: float) -> dict[str, Tensor]:
         """The float16 scales of all rows at a ``c``."""
         scales = {}
         for name, log2_NR in self.log2_NR.items():
-            scale_NR = torch.maximum(torch.exp2(log2_NR + log2_c), self.floor_NR[name])
+            ceiling_NR = torch.maximum(_on_grid(self.spread_NR[name].clamp_min(SMALLEST_SCALE)), self.floor_NR[name])
+            scale_NR = torch.exp2(log2_NR + log2_c).clamp(self.floor_NR[name], ceiling_NR)
             scales[name] = scale_NR.half()
         return scales
 
@@ -67,7 +69,10 @@ class Steps:
         """Bytes of the codes under a perfect coder of normal rows."""
         bits = 0.0
         for name, scale_NR in self.at(log2_c).items():
-            ratio_NR = self.spread_NR[name] / (self.coarse * scale_NR.float())
+            ratio_NR = self.spread_NR[name] / scale_NR.float()
+            if self.trellis:
+                # Shrunk as GPTQ will do, and with quantizers of twice the step.
+                ratio_NR = ratio_NR / 2 * ratio_NR.square() / (ratio_NR.square() + DISTORTION)
             bits += self.columns[name] * float(normal_bits(ratio_NR).sum(dtype=torch.float64))
         return bits / 8
 
@@ -96,7 +101,7 @@ def plan_steps(
         damping: as GPTQ will add it.
         trellis: whether codes will be levels of the trellis.
     """
-    steps = Steps({}, {}, {}, {}, 2.0 if trellis else 1.0)
+    steps = Steps({}, {}, {}, {}, trellis)
     largest = RolePrecision(8, 1.0).largest
     for name, sites in matrix_inputs(config).items():
         weight_NRC = state_dict[name].detach().float()
@@ -108,17 +113,21 @@ def plan_steps(
         log2_NR = -0.5 * (log2_sensitivity_NR + curvature_N1.clamp_min(LEAST).log2())
         steps.log2_NR[name] = (log2_NR * SCALES_PER_OCTAVE).round() / SCALES_PER_OCTAVE
         # Rounding to float16 may lower a step by 2**-11, and a code of 127.06 is still 127.
-        floor_NR = (weight_NRC.abs().amax(dim=2) / largest).clamp_min(2.0**-24)
-        steps.floor_NR[name] = torch.exp2((floor_NR.log2() * SCALES_PER_OCTAVE).ceil() / SCALES_PER_OCTAVE)
-        steps.spread_NR[name] = weight_NRC.std(dim=2, correction=0)
+        steps.floor_NR[name] = _on_grid((weight_NRC.abs().amax(dim=2) / largest).clamp_min(SMALLEST_SCALE))
+        steps.spread_NR[name] = weight_NRC.square().mean(dim=2).sqrt()
         steps.columns[name] = weight_NRC.shape[2]
     return steps
+
+
+def _on_grid(step_NR: Tensor) -> Tensor:
+    return torch.exp2((step_NR.log2() * SCALES_PER_OCTAVE).ceil() / SCALES_PER_OCTAVE)
 
 
 def normal_bits(ratio: Tensor) -> Tensor:
     """Entropy in bits of a normal variable of standard deviation ``ratio``, rounded to integers."""
     ratio = ratio.double().clamp_min(1e-3)
-    coarse = torch.log2(ratio * math.sqrt(2 * math.pi * math.e))
+    # The rounded variable has the entropy of its sum with a uniform one.
+    coarse = 0.5 * torch.log2((ratio.square() + 1 / 12) * 2 * math.pi * math.e)
     if not (small := ratio < 2).any():
         return coarse
     edges = torch.arange(0, 26, dtype=torch.float64, device=ratio.device) - 0.5
@@ -141,10 +150,8 @@ def fill_budget(steps: Steps, budget: int, make: Callable[[dict[str, Tensor]], i
         make: quantizes with the given scales, encodes and returns the file's bytes; its last call is the one to keep.
 
     Returns:
-        Number of calls of ``make``. A model whose finest steps leave more than ``SLACK`` bytes gets those.
-
-    Raises:
-        GolfError: no file fits the budget.
+        Number of calls of ``make``. A model whose finest steps leave more than ``SLACK`` bytes gets those; one that no
+        steps make fit gets the coarsest, and is over the budget.
     """
     finest = steps.finest()
     # A first guess of what scales and spreads take: a byte a row.
@@ -155,14 +162,15 @@ def fill_budget(steps: Steps, budget: int, make: Callable[[dict[str, Tensor]], i
         size = make(steps.at(log2_c))
         if size <= budget and (size > budget - SLACK or log2_c == finest):
             return tries
-        if log2_c == finest + OCTAVES:
-            break
+        if size > budget and log2_c >= finest + OCTAVES:
+            return tries
         low, high = (log2_c, high) if size > budget else (low, log2_c)
         excess = size - steps.predicted_bytes(log2_c)
         log2_c = _invert(steps, budget - AIM_BELOW - excess, low, high)
         if log2_c == low and low > finest:
             log2_c = (low + high) / 2
-    raise GolfError(f"No artifact fits {budget:,} bytes; raise budget.limit_bytes or train a smaller model.")
+    make(steps.at(high))
+    return MOST_TRIES + 1
 
 
 def _invert(steps: Steps, target: float, low: float, high: float) -> float:
