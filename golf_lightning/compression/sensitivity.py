@@ -26,6 +26,9 @@ DAMPING = 0.01
 """Added to the diagonal of a mean Hessian before whitening, as a fraction of its mean diagonal."""
 
 
+# Lightning's validation, in which `export` runs, has gradients off.
+@torch.inference_mode(False)
+@torch.enable_grad()
 def collect_sensitivities(
     model: GPT, batches: Iterable[PackedBatch], calibration: Calibration, *, count: int
 ) -> dict[str, Tensor]:
@@ -56,15 +59,16 @@ def collect_sensitivities(
     squares = {name: torch.zeros(len(sites[name]), sums[name].shape[-2], device=sums[name].device) for name in sites}
     totals = torch.zeros(2, dtype=torch.float64, device=model.embedding.device)
     ranks = dist.get_world_size() if dist.is_initialized() else 1
-    # Lightning's validation, in which `export` runs, has gradients off.
-    with torch.inference_mode(False), torch.enable_grad():
-        for batch in itertools.islice(batches, -(-count // ranks)):
-            batch = batch.to(model.embedding.device)
-            tokens = (batch.targets != IGNORED).sum()
-            loss = model(batch.tokens, batch.targets, batch.cu_seqlens).sum() / tokens
-            for name, gradient in zip(sites, torch.autograd.grad(loss, weights), strict=True):
-                _add(gradient.float(), [whitening[site] for site in sites[name]], sums[name], squares[name])
-            totals += torch.stack([tokens.double(), torch.ones_like(tokens, dtype=torch.float64)])
+    for batch in itertools.islice(batches, -(-count // ranks)):
+        # Copies, since batches may have been made where gradients were off.
+        tokens, targets, cu_seqlens = (
+            x.to(model.embedding.device, copy=True) for x in (batch.tokens, batch.targets, batch.cu_seqlens)
+        )
+        scored = (targets != IGNORED).sum()
+        loss = model(tokens, targets, cu_seqlens).sum() / scored
+        for name, gradient in zip(sites, torch.autograd.grad(loss, weights), strict=True):
+            _add(gradient.float(), [whitening[site] for site in sites[name]], sums[name], squares[name])
+        totals += torch.stack([scored.double(), torch.ones_like(scored, dtype=torch.float64)])
     if ranks > 1:
         for tensor in (totals, *sums.values(), *squares.values()):
             dist.all_reduce(tensor)

@@ -149,10 +149,15 @@ def main(argv: list[str] | None = None) -> int:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("artifact", type=Path)
+    parser.add_argument("--banks", nargs="+", help="only these banks, such as kv and embedding")
     parser.add_argument("--json", type=Path, help="also write the table here")
     arguments = parser.parse_args(argv)
     state = read_artifact(arguments.artifact).state
-    banks = [matrix.codes.view(-1, *matrix.codes.shape[-2:]).numpy() for matrix in state.matrices.values()]
+    banks = [
+        matrix.codes.view(-1, *matrix.codes.shape[-2:]).numpy()
+        for name, matrix in state.matrices.items()
+        if arguments.banks is None or name in arguments.banks
+    ]
     lines = measure(banks)
     if arguments.json is not None:
         write_json(arguments.json, lines)

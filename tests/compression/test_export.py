@@ -193,7 +193,7 @@ def test_refuses_settings_out_of_range(values, message):
         ExportConfig(**values)
 
 
-@pytest.mark.parametrize("limit", [3_600, 4_200])
+@pytest.mark.parametrize("limit", [8_000, 10_000])
 @pytest.mark.parametrize("trellis", [True, False])
 def test_rate_control_fills_the_budget(model, batches, tmp_path, limit, trellis, monkeypatch):
     monkeypatch.setattr(rate, "SLACK", 100)
@@ -210,7 +210,7 @@ def test_rate_control_fills_the_budget(model, batches, tmp_path, limit, trellis,
 
 def test_a_larger_budget_is_predicted_to_cost_less(model, batches, tmp_path):
     predicted = []
-    for limit in (3_600, 4_200):
+    for limit in (8_000, 10_000):
         settings = ExportConfig(budget=BudgetConfig(limit_bytes=limit, code_bytes=100), calibration_batches=3)
         report = export_model(model, batches, tmp_path / "a", tokenizer_sha256=TOKENIZER, settings=settings)
         predicted.append(sum(report.predicted_nats.values()))
