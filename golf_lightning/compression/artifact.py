@@ -122,22 +122,18 @@ class Artifact:
             )
 
 
-def write_artifact(
-    path: str | Path,
+def encode_artifact(
     state: QuantizedState,
     *,
     config: GPTConfig,
     recurrent: bool,
     tokenizer_sha256: str,
     coder: str = "brotli",
-) -> int:
-    """Write an artifact, whole or not at all; the same input always gives the same bytes.
-
-    Returns:
-        Bytes of the file.
+) -> bytes:
+    """The bytes of an artifact; the same input always gives the same bytes.
 
     Raises:
-        GolfError: the coder is unknown, or the file cannot be written.
+        GolfError: the coder is unknown, or cannot code this model.
     """
     encode = coder_named(coder).encode
     groups = _sections(state.cpu())
@@ -151,10 +147,39 @@ def write_artifact(
     body = b"".join([PREFIX.pack(MAGIC, VERSION, len(text)), text, *payloads])
     # A header that this version would refuse to read must not replace a good file.
     Header.from_json(text)
+    return body + hashlib.sha256(body).digest()
+
+
+def write_artifact(
+    path: str | Path,
+    state: QuantizedState,
+    *,
+    config: GPTConfig,
+    recurrent: bool,
+    tokenizer_sha256: str,
+    coder: str = "brotli",
+) -> int:
+    """Write an artifact, whole or not at all; see :func:`encode_artifact`.
+
+    Returns:
+        Bytes of the file.
+
+    Raises:
+        GolfError: as :func:`encode_artifact`, or the file cannot be written.
+    """
+    data = encode_artifact(state, config=config, recurrent=recurrent, tokenizer_sha256=tokenizer_sha256, coder=coder)
+    write_encoded(path, data)
+    return len(data)
+
+
+def write_encoded(path: str | Path, data: bytes) -> None:
+    """Write what :func:`encode_artifact` gave, whole or not at all.
+
+    Raises:
+        GolfError: the file cannot be written.
+    """
     with write_whole(path) as file:
-        file.write(body)
-        file.write(hashlib.sha256(body).digest())
-    return len(body) + DIGEST_BYTES
+        file.write(data)
 
 
 def is_artifact(path: str | Path) -> bool:

@@ -7,15 +7,18 @@ from torch import Tensor
 
 from golf_lightning.compression.gptq import gptq
 from golf_lightning.compression.quantize import (
+    MAX_BITS,
     ROLE_OF,
     QuantizationConfig,
     QuantizedState,
     QuantizedTensor,
+    RolePrecision,
     check_finite,
     round_to_nearest,
     sdclip_scale,
     to_half,
     weighted_error,
+    weighted_error_of_rows,
 )
 from golf_lightning.errors import GolfError
 from golf_lightning.model.config import GPTConfig, matrix_inputs
@@ -29,19 +32,26 @@ class BankErrors:
 
     Attributes:
         error: ``trace((W - Q) H (W - Q)^T)``, the squared change of the outputs on the calibration data.
-        nearest: the same for round to nearest with the same scales.
+        nearest: the same for round to nearest on a grid of the same rate.
         energy: ``trace(W H W^T)``, the squared outputs themselves.
         damping: the damping used; above the configured one where the Hessian was nearly singular.
+        nats: loss per token that the error should cost; empty where sensitivities are not known.
     """
 
     error: list[float]
     nearest: list[float]
     energy: list[float]
     damping: list[float]
+    nats: list[float]
 
 
 def quantize_bank(
-    name: str, weight_NRC: Tensor, hessian_NCC: Tensor | None, settings: QuantizationConfig
+    name: str,
+    weight_NRC: Tensor,
+    hessian_NCC: Tensor | None,
+    settings: QuantizationConfig,
+    scale_NR: Tensor | None = None,
+    cost_NR: Tensor | None = None,
 ) -> tuple[QuantizedTensor, BankErrors | None]:
     """Quantize the matrices of one bank, or some of them: each depends on itself alone.
 
@@ -50,6 +60,8 @@ def quantize_bank(
         weight_NRC: ``[N, R, C]`` float32.
         hessian_NCC: ``[N, C, C]`` float32; ``None`` only for round to nearest, and then there are no errors.
         settings: how to quantize.
+        scale_NR: ``[N, R]`` float16 of rate control; codes then take up to 8 bits. ``None``: as ``settings`` says.
+        cost_NR: ``[N, R]`` loss per unit of a row's weighted error, to predict what the errors cost.
 
     Raises:
         GolfError: the weights or Hessians are not finite or do not fit fp16.
@@ -57,8 +69,14 @@ def quantize_bank(
     check_finite(name, weight_NRC)
     role = ROLE_OF[name]
     precision = settings.precision(role)
-    scale_NR = sdclip_scale(name, weight_NRC, precision)
-    nearest_NRC = round_to_nearest(weight_NRC, scale_NR, precision)
+    if scale_NR is None:
+        scale_NR = sdclip_scale(name, weight_NRC, precision)
+    else:
+        precision = RolePrecision(MAX_BITS, precision.k)
+    trellis = settings.trellis and settings.method == "gptq"
+    # A grid of the same rate has twice the step of the trellis.
+    nearest_scale_NR = 2 * scale_NR if trellis else scale_NR
+    nearest_NRC = round_to_nearest(weight_NRC, nearest_scale_NR, precision)
     codes_NRC, damping = nearest_NRC, [0.0] * weight_NRC.shape[0]
     if settings.method == "gptq":
         assert hessian_NCC is not None, "GPTQ needs Hessians"
@@ -70,23 +88,31 @@ def quantize_bank(
             precision=precision,
             damping=settings.damping,
             block=settings.block,
+            trellis=trellis,
         )
         codes_NRC, damping = result.codes, result.damping
     quantized = QuantizedTensor(role, precision.bits, codes_NRC, scale_NR)
     if hessian_NCC is None:
         return quantized, None
+    rows_NR = weighted_error_of_rows(weight_NRC, codes_NRC, scale_NR, hessian_NCC)
     errors = BankErrors(
-        error=weighted_error(weight_NRC, codes_NRC, scale_NR, hessian_NCC).tolist(),
-        nearest=weighted_error(weight_NRC, nearest_NRC, scale_NR, hessian_NCC).tolist(),
+        error=rows_NR.sum(dim=1).tolist(),
+        nearest=weighted_error(weight_NRC, nearest_NRC, nearest_scale_NR, hessian_NCC).tolist(),
         energy=(torch.bmm(weight_NRC, hessian_NCC) * weight_NRC).sum(dim=(1, 2)).tolist(),
         damping=damping,
+        nats=[] if cost_NR is None else (cost_NR * rows_NR).sum(dim=1).tolist(),
     )
     return quantized, errors
 
 
 @torch.no_grad()
 def quantize_state(
-    state_dict: dict[str, Tensor], hessians: dict[str, Tensor] | None, config: GPTConfig, settings: QuantizationConfig
+    state_dict: dict[str, Tensor],
+    hessians: dict[str, Tensor] | None,
+    config: GPTConfig,
+    settings: QuantizationConfig,
+    scales: dict[str, Tensor] | None = None,
+    costs: dict[str, Tensor] | None = None,
 ) -> tuple[QuantizedState, dict[str, BankErrors]]:
     """Quantize a model's parameters: banks and embedding to integers, everything else to fp16.
 
@@ -96,6 +122,8 @@ def quantize_state(
             round to nearest without calibration.
         config: shape of the model.
         settings: how to quantize.
+        scales: ``[N, R]`` float16 by parameter name, of rate control; ``None``: as ``settings`` says.
+        costs: ``[N, R]`` by parameter name, loss per unit of a row's weighted error; see :attr:`BankErrors.nats`.
 
     Returns:
         The quantized state, and the errors of each bank (empty without Hessians).
@@ -112,7 +140,12 @@ def quantize_state(
         weight = state_dict[name].detach().float()
         stacked_NCC = None if hessians is None else torch.stack([hessians[site] for site in inputs])
         quantized, bank_errors = quantize_bank(
-            name, weight.view(len(inputs), *weight.shape[-2:]), stacked_NCC, settings
+            name,
+            weight.view(len(inputs), *weight.shape[-2:]),
+            stacked_NCC,
+            settings,
+            None if scales is None else scales[name],
+            None if costs is None else costs[name],
         )
         quantized.codes = quantized.codes.view(weight.shape)
         quantized.scale = quantized.scale.view(weight.shape[:-1])
@@ -123,5 +156,5 @@ def quantize_state(
     for name, tensor in state_dict.items():
         if name not in sites:
             check_finite(name, tensor)
-            vectors[name] = to_half(name, tensor)
+            vectors[name] = to_half(name, tensor, settings.vector_bits)
     return QuantizedState(matrices, vectors), errors

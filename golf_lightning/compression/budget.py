@@ -39,6 +39,11 @@ class BudgetConfig:
         """Bytes to subtract for the program: as given or measured, else more than it takes."""
         return MOST_CODE_BYTES if self.code_bytes is None else self.code_bytes
 
+    @property
+    def artifact_bytes(self) -> int:
+        """What is left for the artifact."""
+        return self.limit_bytes - self.counted_code_bytes
+
 
 @dataclass(frozen=True, slots=True)
 class ByteBudget:

@@ -1,56 +1,21 @@
-"""Entropy coders behind one small interface, chosen by name.
-
-A coder turns the arrays of one section (all int8 codes, or all float16 values) into bytes and back. It sees arrays with
-their shapes, not a run of bytes, so a coder with a model per row or column fits the same two methods.
-"""
+"""Entropy coders, chosen by name."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 import brotli
 import numpy as np
-import numpy.typing as npt
 
+from golf_lightning.compression.bounded import brotli_decompress
+from golf_lightning.compression.coder import ITEM_BYTES
+from golf_lightning.compression.coder import Array as Array
+from golf_lightning.compression.coder import ArraySpec as ArraySpec
+from golf_lightning.compression.coder import Coder as Coder
+from golf_lightning.compression.rans import RansCoder
 from golf_lightning.errors import GolfError
 
-Array = npt.NDArray[Any]
-Stored = Literal["int8", "float16"]
-CoderName = Literal["brotli", "raw"]
-
-ITEM_BYTES: dict[Stored, int] = {"int8": 1, "float16": 2}
-
-
-@dataclass(frozen=True, slots=True)
-class ArraySpec:
-    """Type and shape of one array, all that a decoder is told about it."""
-
-    dtype: Stored
-    shape: tuple[int, ...]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the decoded array."""
-        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
-
-
-class Coder(Protocol):
-    """What an entropy coder must do."""
-
-    def encode(self, arrays: Sequence[Array]) -> bytes:
-        """Code the arrays of one section; all have one dtype. The same arrays always give the same bytes."""
-        ...
-
-    def decode(self, data: bytes, specs: Sequence[ArraySpec]) -> list[Array]:
-        """The arrays again.
-
-        Never allocates much beyond the bytes that ``specs`` declare, whatever ``data`` holds.
-
-        Raises:
-            GolfError: ``data`` is damaged or does not decode to exactly these arrays.
-        """
-        ...
+CoderName = Literal["rans", "brotli", "raw"]
 
 
 class RawCoder:
@@ -92,7 +57,7 @@ class BrotliCoder:
     def decode(self, data: bytes, specs: Sequence[ArraySpec]) -> list[Array]:
         """Decompress, never beyond the declared size, and unshuffle."""
         wanted = sum(spec.nbytes for spec in specs)
-        shuffled = _decompress(data, wanted)
+        shuffled = brotli_decompress(data, wanted)
         return RawCoder().decode(_unshuffle(shuffled, ITEM_BYTES[specs[0].dtype]), specs)
 
 
@@ -102,6 +67,8 @@ def coder_named(name: str) -> Coder:
     Raises:
         GolfError: there is none.
     """
+    if name == "rans":
+        return RansCoder()
     if name == "brotli":
         return BrotliCoder()
     if name == "raw":
@@ -119,26 +86,3 @@ def _shuffle(data: bytes, item: int) -> bytes:
 
 def _unshuffle(data: bytes, item: int) -> bytes:
     return np.frombuffer(data, np.uint8).reshape(item, -1).T.tobytes()
-
-
-def _decompress(data: bytes, size: int) -> bytes:
-    """Brotli's decompressor with a bound: it stops at the first output beyond ``size`` bytes."""
-    decompressor = brotli.Decompressor()
-    parts: list[bytes] = []
-    total = 0
-    try:
-        feed = data
-        while not decompressor.is_finished():
-            part = decompressor.process(feed, output_buffer_limit=size - total + 1)
-            feed = b""
-            total += len(part)
-            parts.append(part)
-            if total > size:
-                raise GolfError(f"a section decodes to more than the {size} bytes it declares.")
-            if not part and decompressor.can_accept_more_data() and not decompressor.is_finished():
-                raise GolfError("a compressed section ends too early.")
-    except brotli.error:
-        raise GolfError("a compressed section is damaged.") from None
-    if total != size:
-        raise GolfError(f"a section decodes to {total} bytes where {size} are declared.")
-    return b"".join(parts)

@@ -7,13 +7,14 @@ one matrix has columns, and nothing waits for the host inside the loop.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from golf_lightning.compression.quantize import RolePrecision
+from golf_lightning.compression.search import DISTORTION, search_levels
 from golf_lightning.errors import GolfError
 
 # N matrices of a bank, R rows (outputs), C columns (inputs), B columns of a block
@@ -46,6 +47,7 @@ def gptq(
     precision: RolePrecision,
     damping: float = 0.01,
     block: int = 128,
+    trellis: bool = False,
 ) -> GPTQResult:
     """Quantize every matrix of a bank against the Hessian of its inputs.
 
@@ -59,21 +61,19 @@ def gptq(
         precision: bits of the codes.
         damping: added to the diagonal, as a fraction of the mean diagonal.
         block: columns treated together.
+        trellis: take levels of the trellis, the best path down every column, instead of the nearest integers.
 
     Raises:
         GolfError: a Hessian is not finite, or cannot be factorized with any damping.
     """
-    columns = weight_NRC.shape[-1]
-    order_NC = hessian_NCC.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True, stable=True)
-    gather_NCC = order_NC.unsqueeze(1).expand(-1, columns, -1)
-    ordered_NCC = hessian_NCC.gather(2, gather_NCC).gather(1, gather_NCC.transpose(1, 2))
+    ordered_NCC, order_NC = _in_order(hessian_NCC)
     feedback_NCC, used = _feedback(name, ordered_NCC, damping)
     # Columns lead, so that a column of all rows is contiguous; the unit is the row's scale, so that codes are integers.
     units_NRC = weight_NRC / scale_NR.float().unsqueeze(-1)
     gather_NCR = order_NC.unsqueeze(2).expand(-1, -1, weight_NRC.shape[1])
     units_NCR = units_NRC.transpose(1, 2).gather(1, gather_NCR)
     with _one_thread():
-        _quantize_columns(units_NCR, feedback_NCC, precision.largest, block)
+        _quantize_columns(units_NCR, feedback_NCC, _rounding(units_NCR, precision.largest, trellis), block)
     codes_NCR = torch.empty_like(units_NCR, dtype=torch.int8).scatter_(1, gather_NCR, units_NCR.to(torch.int8))
     return GPTQResult(codes_NCR.transpose(1, 2).contiguous(), used)
 
@@ -89,7 +89,22 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _quantize_columns(units_NCR: Tensor, feedback_NCC: Tensor, largest: int, block: int) -> None:
+def _rounding(units_NCR: Tensor, largest: int, trellis: bool) -> Callable[[Tensor], Tensor]:
+    """What turns a column ``[N, R]`` into codes: rounding, or the trellis search.
+
+    Codes of the trellis cost bytes in proportion to their squares, so each row is first shrunk as far as that pays: at
+    the slope of distortion over rate, by ``1 + distortion / variance``.
+    """
+    if not trellis:
+        return lambda column_NR: column_NR.round().clamp_(-largest, largest)
+    variance_NR = units_NCR.square().mean(dim=1).clamp_min(DISTORTION)
+    kept_NR = variance_NR / (variance_NR + DISTORTION)
+    return lambda column_NR: search_levels(column_NR * kept_NR, largest)
+
+
+def _quantize_columns(
+    units_NCR: Tensor, feedback_NCC: Tensor, rounding: Callable[[Tensor], Tensor], block: int
+) -> None:
     """Replace the weights ``[N, C, R]``, in units of their scale, by their codes, spreading errors to later columns."""
     columns = units_NCR.shape[1]
     for start in range(0, columns, block):
@@ -99,7 +114,7 @@ def _quantize_columns(units_NCR: Tensor, feedback_NCC: Tensor, largest: int, blo
         error_NBR = torch.empty_like(block_NBR)
         for j in range(stop - start):
             column_NR = block_NBR[:, j]
-            code_NR = column_NR.round().clamp_(-largest, largest)
+            code_NR = rounding(column_NR)
             error_NR = torch.sub(column_NR, code_NR, out=error_NBR[:, j])
             column_NR.copy_(code_NR)
             block_NBR[:, j + 1 :].addcmul_(inside_NBB[:, j, j + 1 :, None], error_NR[:, None], value=-1.0)
@@ -107,11 +122,38 @@ def _quantize_columns(units_NCR: Tensor, feedback_NCC: Tensor, largest: int, blo
             units_NCR[:, stop:].baddbmm_(feedback_NCC[:, start:stop, stop:].transpose(1, 2), error_NBR, alpha=-1.0)
 
 
-def _feedback(name: str, hessian_NCC: Tensor, damping: float) -> tuple[Tensor, list[float]]:
-    """What a unit error of column i subtracts from each later column j: ``U[i, j] / U[i, i]``, and the damping used.
+def residual_curvature(name: str, hessian_NCC: Tensor, damping: float) -> Tensor:
+    """Curvature ``[N, C]`` that is left of each column, in the order of quantization, once later ones correct for it.
 
-    U is the upper Cholesky factor of the inverse Hessian. It is the inverse of the flipped Cholesky factor of the
-    flipped Hessian, which needs no explicit inverse and so keeps more of float32's digits.
+    A rounding error ``e`` of that column ends up as ``e^2`` times this in the weighted error. Damping counts in.
+
+    Raises:
+        GolfError: see :func:`gptq`.
+    """
+    ordered_NCC, _ = _in_order(hessian_NCC)
+    upper_NCC, _ = _inverse_factor(name, ordered_NCC, damping)
+    mean_N1 = hessian_NCC.diagonal(dim1=1, dim2=2).mean(dim=1, keepdim=True)
+    return mean_N1 / upper_NCC.diagonal(dim1=1, dim2=2).square()
+
+
+def _in_order(hessian_NCC: Tensor) -> tuple[Tensor, Tensor]:
+    """Hessians with rows and columns in order of falling diagonal, and that order ``[N, C]``."""
+    order_NC = hessian_NCC.diagonal(dim1=1, dim2=2).argsort(dim=1, descending=True, stable=True)
+    gather_NCC = order_NC.unsqueeze(1).expand(-1, hessian_NCC.shape[1], -1)
+    return hessian_NCC.gather(2, gather_NCC).gather(1, gather_NCC.transpose(1, 2)), order_NC
+
+
+def _feedback(name: str, hessian_NCC: Tensor, damping: float) -> tuple[Tensor, list[float]]:
+    """What a unit error of column i subtracts from each later column j: ``U[i, j] / U[i, i]``, and the damping used."""
+    upper_NCC, used = _inverse_factor(name, hessian_NCC, damping)
+    return upper_NCC / upper_NCC.diagonal(dim1=1, dim2=2).unsqueeze(-1), used
+
+
+def _inverse_factor(name: str, hessian_NCC: Tensor, damping: float) -> tuple[Tensor, list[float]]:
+    """U, the upper Cholesky factor of the inverse of each Hessian over its mean diagonal, and the damping used.
+
+    It is the inverse of the flipped Cholesky factor of the flipped Hessian, which needs no explicit inverse and so
+    keeps more of float32's digits.
     """
     matrices = hessian_NCC.shape[0]
     hessian_NCC = _normalized(name, hessian_NCC).flip(1, 2)
@@ -132,8 +174,7 @@ def _feedback(name: str, hessian_NCC: Tensor, damping: float) -> tuple[Tensor, l
             used[index] = added
     identity_CC = torch.eye(hessian_NCC.shape[1], dtype=hessian_NCC.dtype, device=hessian_NCC.device)
     inverse_NCC = torch.linalg.solve_triangular(factor_NCC, identity_CC.expand_as(factor_NCC), upper=False)
-    upper_NCC = inverse_NCC.flip(1, 2)
-    return upper_NCC / upper_NCC.diagonal(dim1=1, dim2=2).unsqueeze(-1), used
+    return inverse_NCC.flip(1, 2), used
 
 
 def _normalized(name: str, hessian_NCC: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ ROLE_OF: dict[str, Role] = {"qo": "attention", "kv": "attention", "up": "mlp", "
 """The role of every quantized parameter; all other parameters are stored in fp16."""
 
 MIN_BITS, MAX_BITS = 2, 8
+HALF_BITS = 10
 SMALLEST_SCALE = 2.0**-24
 """The smallest positive fp16 number. A smaller scale would round to 0 and lose its row."""
 
@@ -66,6 +67,9 @@ class QuantizationConfig:
         embedding_k: clip point of the embedding, in standard deviations of a row.
         damping: added to the diagonal of every Hessian before GPTQ inverts it, as a fraction of the mean diagonal.
         block: columns that GPTQ treats together before it corrects the columns after them.
+        vector_bits: bits of the significand that everything which is not a matrix keeps of float16's 10.
+        trellis: let GPTQ choose among the levels of a trellis, the best path down every column, instead of rounding;
+            needs at least 4 bits and the coder rans.
     """
 
     method: Method = "gptq"
@@ -77,6 +81,8 @@ class QuantizationConfig:
     embedding_k: float = 20.0
     damping: float = 0.01
     block: int = 128
+    vector_bits: int = 6
+    trellis: bool = True
 
     def __post_init__(self) -> None:
         if self.method not in get_args(Method):
@@ -87,6 +93,8 @@ class QuantizationConfig:
             raise GolfError(f"damping is {self.damping}; choose a positive fraction such as 0.01.")
         if self.block < 1:
             raise GolfError(f"block is {self.block}; choose at least 1 column, usually 128.")
+        if not 1 <= self.vector_bits <= HALF_BITS:
+            raise GolfError(f"vector_bits is {self.vector_bits}; choose 1 to {HALF_BITS}.")
 
     def precision(self, role: Role) -> RolePrecision:
         """Bits and clip multiple of a role."""
@@ -144,7 +152,8 @@ def sdclip_scale(name: str, weight_NRC: Tensor, precision: RolePrecision) -> Ten
     """Scale of every row, ``fp16(k * std(row) / R)``, never 0, infinite or NaN.
 
     A nearly constant row, whose clip point ``k * std`` lies below its mean, is scaled by its largest magnitude instead:
-    clipped at a spread near zero it would vanish. A row of zeros gets scale 1.
+    clipped at a spread near zero it would vanish. A row of zeros gets the smallest scale: on the trellis not all
+    of its levels can be zero.
 
     Args:
         name: parameter name, for the error.
@@ -161,8 +170,7 @@ def sdclip_scale(name: str, weight_NRC: Tensor, precision: RolePrecision) -> Ten
     clip_NR = precision.k * weight_NRC.std(dim=-1, correction=correction)
     largest_NR = weight_NRC.abs().amax(dim=-1)
     clip_NR = torch.where(clip_NR < weight_NRC.mean(dim=-1).abs(), largest_NR, clip_NR)
-    scale_NR = (clip_NR / precision.largest).clamp_min(SMALLEST_SCALE)
-    scale_NR = torch.where(largest_NR == 0, torch.ones_like(scale_NR), scale_NR).half()
+    scale_NR = (clip_NR / precision.largest).clamp_min(SMALLEST_SCALE).half()
     if not scale_NR.isfinite().all():
         raise GolfError(f"The weights of {name} are too large for fp16 scales; training has diverged, lower its rate.")
     return scale_NR
@@ -188,17 +196,26 @@ def weighted_error(weight_NRC: Tensor, codes_NRC: Tensor, scale_NR: Tensor, hess
     Returns:
         ``[N]`` float32.
     """
+    return weighted_error_of_rows(weight_NRC, codes_NRC, scale_NR, hessian_NCC).sum(dim=1)
+
+
+def weighted_error_of_rows(weight_NRC: Tensor, codes_NRC: Tensor, scale_NR: Tensor, hessian_NCC: Tensor) -> Tensor:
+    """:func:`weighted_error` of each row, ``[N, R]``."""
     difference_NRC = weight_NRC - codes_NRC.to(weight_NRC) * scale_NR.to(weight_NRC).unsqueeze(-1)
-    return (torch.bmm(difference_NRC, hessian_NCC) * difference_NRC).sum(dim=(1, 2))
+    return (torch.bmm(difference_NRC, hessian_NCC) * difference_NRC).sum(dim=2)
 
 
-def to_half(name: str, vector: Tensor) -> Tensor:
-    """``vector`` in float16, checked.
+def to_half(name: str, vector: Tensor, bits: int = HALF_BITS) -> Tensor:
+    """``vector`` in float16 with ``bits`` bits of significand, checked.
 
     Raises:
         GolfError: a value is too large for fp16.
     """
     half = vector.detach().half()
+    if dropped := HALF_BITS - bits:
+        # Adding half of the last kept bit may carry into the exponent, which is right.
+        raw = half.view(torch.int16) + (1 << (dropped - 1))
+        half = (raw & -(1 << dropped)).view(torch.float16)
     if not half.isfinite().all():
         raise GolfError(f"The values of {name} are too large for fp16; training has diverged, lower its rate.")
     return half

@@ -40,12 +40,16 @@ def mlp(
         x_TD: normalized input.
         up_MD: expanding matrix.
         down_DM: contracting matrix.
-        observe: called with the hidden activations ``[T, M]`` that enter ``down``; calibration uses it, and it takes
-            the reference path.
+        observe: called with the hidden activations ``[T, M]`` that enter ``down``, without a gradient; calibration
+            uses it.
         backend: ``reference`` or ``triton``.
     """
     if backend == "triton" and observe is None:
         return _FusedMLP.apply(x_TD, up_MD, down_DM)
+    if backend == "triton" and observe is not None and not torch.is_grad_enabled():
+        hidden_TM, _ = torch.ops.golf.mlp_hidden(x_TD, up_MD)
+        observe(hidden_TM)
+        return product(hidden_TM, down_DM, backend=backend)
     hidden_TM = leaky_relu_squared(F.linear(x_TD, up_MD))
     if observe is not None:
         observe(hidden_TM)

@@ -8,6 +8,7 @@ import torch.distributed as dist
 from golf_lightning.__main__ import end_process
 from golf_lightning.compression.export import ExportConfig, export_model
 from golf_lightning.compression.hessians import collect_hessians
+from golf_lightning.compression.sensitivity import collect_sensitivities
 from golf_lightning.data.batch import IGNORED, PackedBatch
 from golf_lightning.errors import GolfError
 from golf_lightning.model.config import GPTConfig
@@ -57,10 +58,16 @@ def spawned_rank(rank: int, work: str, folder: str) -> None:
     """One of two gloo processes: runs the function of that name and saves what it returns."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    result = {"sum": _sum, "uneven": _uneven, "export": _export, "fail": _fail}[work](rank, Path(folder))
+    result = WORK[work](rank, Path(folder))
     torch.save(result, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
     end_process(0)
+
+
+def _sensitivities(rank: int, folder: Path) -> dict[str, torch.Tensor]:
+    model = small_gpt()
+    batches = [packed_batch(seed) for seed in ((0, 1) if rank == 0 else (2, 3))]
+    return collect_sensitivities(model, batches, collect_hessians(model, batches, count=4), count=4)
 
 
 def _sum(rank: int, folder: Path) -> dict[str, torch.Tensor]:
@@ -93,7 +100,10 @@ def _fail(rank: int, folder: Path) -> str:
 
 
 def _export_here(model: GPT, folder: Path) -> None:
-    settings = ExportConfig(calibration_batches=2)
+    settings = ExportConfig(calibration_batches=2, rate="fixed")
     # The same weights on all ranks but one value: what rank 0 finds wrong, rank 1 must learn from it.
     clean = small_gpt() if dist.get_rank() else model
     export_model(clean, [packed_batch(0)], folder / "a.golf", tokenizer_sha256=TOKENIZER, settings=settings)
+
+
+WORK = {"sum": _sum, "uneven": _uneven, "export": _export, "fail": _fail, "sensitivities": _sensitivities}

@@ -19,7 +19,7 @@ def specs_of(arrays):
     return [ArraySpec(array.dtype.name, array.shape) for array in arrays]
 
 
-@pytest.mark.parametrize("name", ["brotli", "raw"])
+@pytest.mark.parametrize("name", ["rans", "brotli", "raw"])
 @given(arrays=SECTIONS)
 def test_decoding_gives_the_same_bits(name, arrays):
     coder = coder_named(name)
@@ -29,7 +29,7 @@ def test_decoding_gives_the_same_bits(name, arrays):
     assert [array.tobytes() for array in back] == [array.tobytes() for array in arrays]
 
 
-@pytest.mark.parametrize("name", ["brotli", "raw"])
+@pytest.mark.parametrize("name", ["rans", "brotli", "raw"])
 @given(data=st.binary(max_size=200), shape=SHAPES, dtype=st.sampled_from(["int8", "float16"]))
 def test_any_bytes_decode_to_the_declared_arrays_or_an_error(name, data, shape, dtype):
     spec = ArraySpec(dtype, shape)
@@ -107,5 +107,5 @@ def test_codes_of_a_normal_cost_little_more_than_their_entropy():
 
 
 def test_an_unknown_coder_is_one_clear_sentence():
-    with pytest.raises(GolfError, match="Coder 'zip' is unknown; this version knows brotli, raw"):
+    with pytest.raises(GolfError, match="Coder 'zip' is unknown; this version knows rans, brotli, raw"):
         coder_named("zip")

@@ -6,8 +6,8 @@ import torch
 import torch.multiprocessing as mp
 from small_gpt import CONFIG, TOKENIZER, packed_batch, small_gpt, spawned_rank
 
-from golf_lightning.compression import export
-from golf_lightning.compression.artifact import read_artifact, write_artifact
+from golf_lightning.compression import export, rate
+from golf_lightning.compression.artifact import encode_artifact, read_artifact, write_artifact
 from golf_lightning.compression.banks import quantize_bank, quantize_state
 from golf_lightning.compression.budget import BudgetConfig, OverBudget
 from golf_lightning.compression.export import ExportConfig, ExportReport, export_model, load_model
@@ -18,7 +18,7 @@ from golf_lightning.files import read_json, write_json
 
 
 def test_the_artifact_holds_what_quantize_state_gives(model, batches, tmp_path):
-    settings = ExportConfig(calibration_batches=3)
+    settings = ExportConfig(calibration_batches=3, rate="fixed")
     path = tmp_path / "artifact.golf"
     export_model(model, batches, path, tokenizer_sha256=TOKENIZER, settings=settings)
     hessians = collect_hessians(model, batches, count=3).hessians
@@ -33,7 +33,7 @@ def test_the_report_adds_up(model, batches, tmp_path):
         model, batches, path, tokenizer_sha256=TOKENIZER, settings=ExportConfig(calibration_batches=3)
     )
     assert report.budget.artifact_bytes == path.stat().st_size == sum(report.bytes_by_role.values())
-    assert list(report.seconds) == ["calibrate", "quantize", "encode", "verify"]
+    assert list(report.seconds) == ["calibrate", "sensitivities", "quantize", "encode", "verify"]
     assert report.calibration_tokens == 3 * 57
     assert report.raised_damping == 0
 
@@ -49,14 +49,14 @@ def test_gptq_disturbs_the_outputs_less_than_round_to_nearest(model, batches, tm
 
 def test_the_report_survives_json(model, batches, tmp_path):
     report = export_model(
-        model, batches, tmp_path / "a", tokenizer_sha256=TOKENIZER, settings=ExportConfig(calibration_batches=1)
+        model, batches, tmp_path / "a", tokenizer_sha256=TOKENIZER, settings=ExportConfig(calibration_batches=2)
     )
     write_json(tmp_path / "report.json", report.to_dict())
     assert ExportReport.from_dict(read_json(tmp_path / "report.json")) == report
 
 
 def test_round_to_nearest_needs_no_calibration(model, tmp_path):
-    settings = ExportConfig(quantization=QuantizationConfig(method="rtn"))
+    settings = ExportConfig(quantization=QuantizationConfig(method="rtn"), rate="fixed")
     report = export_model(model, [], tmp_path / "a", tokenizer_sha256=TOKENIZER, settings=settings)
     assert report.calibration_tokens == 0 and "calibrate" not in report.seconds
 
@@ -82,8 +82,10 @@ def test_calibration_improves_the_loss_where_bits_are_few(batches, tmp_path):
     losses = {}
     for method in ("gptq", "rtn"):
         model = small_gpt()
-        quantization = QuantizationConfig(method=method, attention_bits=3, attention_k=4.0, mlp_bits=3, mlp_k=4.0)
-        settings = ExportConfig(quantization=quantization, calibration_batches=3)
+        quantization = QuantizationConfig(
+            method=method, attention_bits=3, attention_k=4.0, mlp_bits=3, mlp_k=4.0, trellis=False
+        )
+        settings = ExportConfig(quantization=quantization, rate="fixed", calibration_batches=3)
         export_model(model, batches, tmp_path / method, tokenizer_sha256=TOKENIZER, settings=settings)
         loaded = load_model(read_artifact(tmp_path / method))
         with torch.no_grad():
@@ -102,9 +104,9 @@ def test_export_leaves_the_model_untouched(model, batches, tmp_path):
 
 
 def test_over_budget_keeps_the_file_and_then_fails(model, batches, tmp_path):
-    settings = ExportConfig(budget=BudgetConfig(limit_bytes=5_000, code_bytes=100), calibration_batches=1)
+    settings = ExportConfig(budget=BudgetConfig(limit_bytes=3_000, code_bytes=100), calibration_batches=2)
     report = export_model(model, batches, tmp_path / "a", tokenizer_sha256=TOKENIZER, settings=settings)
-    too_many = (tmp_path / "a").stat().st_size + 100 - 5_000
+    too_many = (tmp_path / "a").stat().st_size + 100 - 3_000
     assert read_artifact(tmp_path / "a").file_bytes == report.budget.artifact_bytes
     with pytest.raises(OverBudget, match=f" {too_many:,} bytes over"):
         report.budget.require()
@@ -114,7 +116,7 @@ def test_a_smaller_k_costs_bytes_and_lowers_the_error(model, batches, tmp_path):
     reports = []
     for k in (6.0, 18.0):
         quantization = QuantizationConfig(attention_k=k, mlp_k=k)
-        settings = ExportConfig(quantization=quantization, calibration_batches=3)
+        settings = ExportConfig(quantization=quantization, rate="fixed", calibration_batches=3)
         reports.append(export_model(model, batches, tmp_path / "a", tokenizer_sha256=TOKENIZER, settings=settings))
     fine, coarse = reports
     assert fine.bytes_by_role["mlp"] > coarse.bytes_by_role["mlp"]
@@ -134,20 +136,18 @@ def test_an_untrained_model_exports(batches, tmp_path):
 def test_a_nan_weight_leaves_no_file(model, batches, tmp_path):
     with torch.no_grad():
         model.mlp_scale[0, 0] = float("nan")
-    settings = ExportConfig(quantization=QuantizationConfig(method="rtn"))
+    settings = ExportConfig(quantization=QuantizationConfig(method="rtn"), rate="fixed")
     with pytest.raises(GolfError, match="^mlp_scale holds 1 NaN"):
         export_model(model, batches, tmp_path / "a", tokenizer_sha256=TOKENIZER, settings=settings)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_file_that_reads_back_differently_is_an_error(model, tmp_path, monkeypatch):
-    def careless(path, state, **header):
-        state.vectors["mix"] = state.vectors["mix"] + 1
-        write_artifact(path, replace(state), **header)
-        state.vectors["mix"] = state.vectors["mix"] - 1.5
+    def careless(state, **header):
+        return encode_artifact(replace(state, vectors=state.vectors | {"mix": state.vectors["mix"] + 1}), **header)
 
-    monkeypatch.setattr(export, "write_artifact", careless)
-    settings = ExportConfig(quantization=QuantizationConfig(method="rtn"))
+    monkeypatch.setattr(export, "encode_artifact", careless)
+    settings = ExportConfig(quantization=QuantizationConfig(method="rtn"), rate="fixed")
     with pytest.raises(GolfError, match="did not read back as it was written"):
         export_model(model, [], tmp_path / "a", tokenizer_sha256=TOKENIZER, settings=settings)
 
@@ -177,10 +177,44 @@ def test_loading_draws_nothing_from_the_generators(tmp_path, quantized):
     assert torch.equal(before, torch.get_rng_state())
 
 
-@pytest.mark.parametrize("values", [{"coder": "zip"}, {"calibration_batches": 0}])
-def test_refuses_settings_out_of_range(values):
-    with pytest.raises(GolfError, match=next(iter(values)) if "calibration_batches" in values else "Coder 'zip'"):
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"coder": "zip"}, "Coder 'zip'"),
+        ({"calibration_batches": 0}, "calibration_batches is 0"),
+        ({"sensitivity_batches": 1}, "sensitivity_batches is 1"),
+        ({"rate": "free"}, "rate is 'free'"),
+        ({"quantization": QuantizationConfig(method="rtn")}, "rate fixed for round to nearest"),
+        ({"coder": "brotli"}, "set .*trellis"),
+    ],
+)
+def test_refuses_settings_out_of_range(values, message):
+    with pytest.raises(GolfError, match=message):
         ExportConfig(**values)
+
+
+@pytest.mark.parametrize("limit", [8_000, 10_000])
+@pytest.mark.parametrize("trellis", [True, False])
+def test_rate_control_fills_the_budget(model, batches, tmp_path, limit, trellis, monkeypatch):
+    monkeypatch.setattr(rate, "SLACK", 100)
+    monkeypatch.setattr(rate, "AIM_BELOW", 40)
+    settings = ExportConfig(
+        quantization=QuantizationConfig(trellis=trellis),
+        budget=BudgetConfig(limit_bytes=limit, code_bytes=100),
+        calibration_batches=3,
+    )
+    report = export_model(model, batches, tmp_path / "a", tokenizer_sha256=TOKENIZER, settings=settings)
+    assert 0 <= report.budget.headroom_bytes < 100
+    assert report.predicted_nats.keys() == report.k.keys() == {"attention", "mlp", "embedding"}
+
+
+def test_a_larger_budget_is_predicted_to_cost_less(model, batches, tmp_path):
+    predicted = []
+    for limit in (8_000, 10_000):
+        settings = ExportConfig(budget=BudgetConfig(limit_bytes=limit, code_bytes=100), calibration_batches=3)
+        report = export_model(model, batches, tmp_path / "a", tokenizer_sha256=TOKENIZER, settings=settings)
+        predicted.append(sum(report.predicted_nats.values()))
+    assert predicted[1] < predicted[0]
 
 
 def test_two_ranks_export_one_artifact_from_the_batches_of_both(tmp_path: Path):
