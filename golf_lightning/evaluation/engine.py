@@ -132,7 +132,9 @@ class Engine:
         """Compile and record every shape, on noise; sums and slots are as new afterwards."""
         for shape in self.shapes:
             self._fields[shape] = self._upload(self._noise(shape))
-            with torch.cuda.stream(side := torch.cuda.Stream()):
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
                 for _ in range(2):
                     self._pass(shape, self._fields[shape])
             torch.cuda.current_stream().wait_stream(side)
@@ -245,8 +247,7 @@ class Engine:
                 self.groups, self.state.leaves, rows, heads, scale=self.config.adapters.scale, backend=self.backend
             )
         context = self._context(chunks, keeps) if self.plan.cached else None
-        n_TD = self.model.features(inputs_T, bounds, adapters=adapters, context=context)
-        n_ScD = n_TD if chunk_rows is None else n_TD.index_select(0, chunk_rows)
+        n_ScD = self.model.features(inputs_T, bounds, adapters=adapters, context=context, rows=chunk_rows)
         return self.model.nll(n_ScD, targets, adapters=adapters)
 
     def _context(self, chunks: Chunks, keeps: bool) -> Context:

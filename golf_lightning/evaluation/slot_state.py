@@ -7,7 +7,7 @@ from torch import Tensor
 
 from golf_lightning.evaluation.config import TTTConfig
 from golf_lightning.kernels.backend import KernelBackend
-from golf_lightning.kernels.slot_adamw import AdamWConstants, SlotTensor, adamw_
+from golf_lightning.kernels.slot_adamw import AdamWConstants, SlotTensor, adamw_, corrections
 from golf_lightning.model.adapters import AdapterGroup, initial_a
 
 # P slots, S documents of a step, F documents that enter, U virtual layers, D width, O outputs, r rank, R = r times sites
@@ -46,7 +46,7 @@ class SlotState:
         backend: KernelBackend,
     ) -> None:
         self.groups, self.config, self.backend = list(groups), config, backend
-        self.empty = config.slots
+        self.empty, self.dtype = config.slots, dtype
         self.constants = AdamWConstants(
             **{name: getattr(config, name) for name in ("lr", "beta1", "beta2", "eps", "weight_decay")}
         )
@@ -96,10 +96,10 @@ class SlotState:
             grads: gradients of :attr:`leaves`, alike in structure.
         """
         self._steps.index_add_(0, slots_S, torch.ones_like(slots_S, dtype=torch.float64))
-        steps_S = self._steps.index_select(0, slots_S)
+        corrected = corrections(self._steps.index_select(0, slots_S), self.constants, self.dtype)
         for name, layers in self._layers.items():
             for tensor, grad in zip(layers, grads[name], strict=True):
-                adamw_(tensor, grad, slots_S, steps_S, self.constants, backend=self.backend)
+                adamw_(tensor, grad, slots_S, corrected, self.constants, backend=self.backend)
 
 
 def _by_layer(tensor: SlotTensor) -> list[SlotTensor]:

@@ -42,8 +42,14 @@ class SlotTensor:
     second: Tensor
 
 
+def corrections(steps_S: Tensor, constants: AdamWConstants, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """What divides the first moment and the root of the second after so many steps, ``[S]`` each."""
+    steps_S = steps_S.double()
+    return (1 - constants.beta1**steps_S).to(dtype), (1 - constants.beta2**steps_S).sqrt().to(dtype)
+
+
 def adamw_(
-    tensor: SlotTensor, grad_P: Tensor, slots_S: Tensor, steps_S: Tensor, constants: AdamWConstants,
+    tensor: SlotTensor, grad_P: Tensor, slots_S: Tensor, corrected: tuple[Tensor, Tensor], constants: AdamWConstants,
     *, backend: KernelBackend = "reference",
 ) -> None:  # fmt: skip
     """One step of AdamW on these slots.
@@ -52,20 +58,18 @@ def adamw_(
         tensor: what is updated in place.
         grad_P: gradient, shaped like the values; read for these slots only.
         slots_S: int32; the last slot stands for none, and may be written to.
-        steps_S: float64, each slot's number of steps with this one.
+        corrected: from :func:`corrections`, in the values' dtype, for each slot's number of steps with this one.
         constants: learning rate and so on.
         backend: ``reference`` or ``triton``.
     """
-    correction1_S = 1 - constants.beta1**steps_S
-    root2_S = (1 - constants.beta2**steps_S).sqrt()
     if backend == "triton":
         from golf_lightning.kernels.triton_slot_adamw import launch_adamw
 
-        launch_adamw(tensor, grad_P, slots_S, correction1_S.float(), root2_S.float(), constants)
+        launch_adamw(tensor, grad_P, slots_S, *corrected, constants)
         return
     dtype = tensor.value.dtype
     grad, value, second = (x.index_select(0, slots_S).to(dtype) for x in (grad_P, tensor.value, tensor.second))
-    correction1, root2 = (x.to(dtype).view(-1, *[1] * (grad.ndim - 1)) for x in (correction1_S, root2_S))
+    correction1, root2 = (x.view(-1, *[1] * (grad.ndim - 1)) for x in corrected)
     second = second.mul(constants.beta2).addcmul(grad, grad, value=1 - constants.beta2)
     first = grad
     if tensor.first is not None:

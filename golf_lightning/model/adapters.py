@@ -130,7 +130,7 @@ class DocumentAdapters:
         values: by group and part, ``qkv.a`` and so on: the values ``[P, R, D]`` and ``[P, O, r]`` of each virtual
             layer (of the head, one), in the model's compute dtype; gradients flow to them.
         rows: which slot each row of the pass belongs to.
-        head_rows: the same for the rows that are given to the head.
+        head_rows: the same for the rows that are given to the head, and to the last layer past its attention.
         scale: factor on every adapter's output.
         backend: see :func:`~golf_lightning.kernels.low_rank.low_rank`.
     """
@@ -151,8 +151,12 @@ class DocumentAdapters:
 
     def layer(self, virtual: int) -> LayerAdapters:
         """See :class:`~golf_lightning.model.injection.Adapters`."""
-        names = [name for name in self._groups if name != "head"]
-        return LayerAdapters(**{name: self._adapt(name, virtual, self._rows) for name in names})
+        adapters = {}
+        for name, group in self._groups.items():
+            last = virtual == group.depth - 1 and name != "qkv"
+            if name != "head":
+                adapters[name] = self._adapt(name, virtual, self._head_rows if last else self._rows)
+        return LayerAdapters(**adapters)
 
     def head(self, logits_TV: Tensor, x_TD: Tensor) -> Tensor:
         """See :class:`~golf_lightning.model.injection.Adapters`."""

@@ -39,7 +39,11 @@ class LayerWeights:
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """What all blocks of one forward pass share."""
+    """What all blocks of one forward pass share.
+
+    ``rows``, where given, are the only rows whose results are wanted: set for the last layer, which past its attention
+    then runs on them alone.
+    """
 
     x0_TD: Tensor
     cos_TR: Tensor
@@ -50,6 +54,11 @@ class Pass:
     xsa: bool
     recorder: Recorder | None
     kernels: KernelBackend
+    rows: Tensor | None = None
+
+    def wanted(self, x_TD: Tensor) -> Tensor:
+        """The rows whose results are wanted."""
+        return x_TD if self.rows is None else x_TD.index_select(0, self.rows)
 
 
 def rms_norm(x: Tensor) -> Tensor:
@@ -74,7 +83,7 @@ def attention_branch(n_TD: Tensor, layer: LayerWeights, run: Pass, adapters: Lay
         y_THK = exclude_self_fused(run.attend(q, k, v, False), v, run.cu_seqlens, exclude=run.xsa)
     else:
         y_THK = _attention(qkv_TC, layer, run)
-    y_TD = y_THK.flatten(-2)
+    y_TD, n_TD = run.wanted(y_THK.flatten(-2)), run.wanted(n_TD)
     if run.recorder is not None:
         run.recorder(f"o.{layer.index}", y_TD)
     out_TD = product(y_TD, layer.o, backend=run.kernels)
@@ -118,7 +127,7 @@ def mlp_branch(x_TD: Tensor, layer: LayerWeights, run: Pass, adapters: LayerAdap
 def serial_block(x_TD: Tensor, layer: LayerWeights, run: Pass, adapters: LayerAdapters) -> Tensor:
     """Attention, then the MLP on its result."""
     u_TD, n_TD = enter(x_TD, layer, run)
-    x_TD = u_TD + attention_branch(n_TD, layer, run, adapters)
+    x_TD = run.wanted(u_TD) + attention_branch(n_TD, layer, run, adapters)
     return x_TD + mlp_branch(x_TD, layer, run, adapters)
 
 
@@ -140,13 +149,14 @@ def parallel_block(
     """
     lane0_TD, lane1_TD = lanes
     u_TD, n_TD = enter(lane0_TD, layer, run)
+    lane0_TD, lane1_TD, u_TD = run.wanted(lane0_TD), run.wanted(lane1_TD), run.wanted(u_TD)
     attn_TD = attention_branch(n_TD, layer, run, adapters)
     mlp_TD = mlp_branch(lane1_TD, layer, run, adapters)
     if lane is None:
         return u_TD + attn_TD, lane1_TD + mlp_TD
-    joined = (
+    joined = [
         residual * x + attn * attn_TD + mlp * mlp_TD
-        for x, residual, attn, mlp in zip(lanes, lane.residual, lane.attn, lane.mlp, strict=True)
-    )
+        for x, residual, attn, mlp in zip((lane0_TD, lane1_TD), lane.residual, lane.attn, lane.mlp, strict=True)
+    ]
     lane0_TD, lane1_TD = joined
     return lane0_TD, lane1_TD

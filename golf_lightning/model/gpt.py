@@ -125,11 +125,23 @@ class GPT(nn.Module):
         adapters: Adapters | None = None,
         recorder: Recorder | None = None,
         context: Context | None = None,
+        rows: Tensor | None = None,
     ) -> Tensor:
-        """The normalized final hidden states ``[T, D]`` that the head reads, with optional injections."""
+        """The normalized final hidden states ``[T, D]`` that the head reads, with optional injections.
+
+        Args:
+            tokens: ``[T]`` int64.
+            cu_seqlens: ``[S + 1]`` int32, see :class:`~golf_lightning.data.batch.PackedBatch`.
+            adapters: added to what the matrices give.
+            recorder: sees what enters the matrices.
+            context: what the rows see beside each other.
+            rows: int64; only these rows are wanted and given, in this order, and the last layer runs past its attention
+                on them alone, as do the adapters there.
+        """
+        assert recorder is None or rows is None, "a recorder sees all rows"
         x0_TD = rms_norm(F.embedding(tokens, self.embedding).to(self.compute_dtype))
         run = self._start_pass(x0_TD, cu_seqlens, recorder, context)
-        x_TD = self._run_layers(x0_TD, run, adapters, context)
+        x_TD = self._run_layers(x0_TD, run, adapters, context, rows)
         n_TD = rms_norm(x_TD)
         if recorder is not None:
             recorder("head", n_TD)
@@ -179,10 +191,14 @@ class GPT(nn.Module):
             kernels=self._kernels_on(x0_TD),
         )
 
-    def _run_layers(self, x_TD: Tensor, run: Pass, adapters: Adapters | None, context: Context | None) -> Tensor:
+    def _run_layers(
+        self, x_TD: Tensor, run: Pass, adapters: Adapters | None, context: Context | None, rows: Tensor | None
+    ) -> Tensor:
         plan, layers = self.plan, self._layers()
         per_layer = [NO_ADAPTERS if adapters is None else adapters.layer(v) for v in range(plan.depth)]
         runs = [run if context is None else replace(run, attend=context.attend(v)) for v in range(plan.depth)]
+        if rows is not None:
+            runs[-1] = replace(runs[-1], rows=rows)
         skips: list[Tensor] = []
         for virtual, i in enumerate(plan.encoder):
             x_TD = serial_block(x_TD, layers[i], runs[virtual], per_layer[virtual])

@@ -29,8 +29,9 @@ class LayerAdapters:
 
     Attributes:
         qkv: reads the normalized block input and adds to the joint projection, before head norm and rotary.
-        attn: reads the same input and adds to the attention's output, which is scaled already.
-        mlp: reads the MLP's normalized input and adds to the MLP's output, which is scaled already.
+        attn: reads the same input and adds to the attention's output, which is scaled already. In the last layer of a
+            pass that wants some rows only, these rows.
+        mlp: likewise reads the MLP's normalized input and adds to the MLP's output, which is scaled already.
     """
 
     qkv: Adapt | None = None

@@ -149,7 +149,7 @@ def main() -> None:
         if args.json:
             args.json.write_text(json.dumps(result, indent=2) + "\n")
     if args.profile:
-        few = stream.part(max_documents=max(1, len(stream) // 4))
+        few = stream.part(max_documents=max(1, len(stream) // 16))
         args.profile.write_text("\n".join(profile(model, few, (args.run or [""])[0])) + "\n")
 
 
