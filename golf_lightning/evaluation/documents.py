@@ -74,7 +74,8 @@ class DocumentStream:
         """
         size = {"stream": 1, "window": window, "sorted": len(self)}[name]
         longest_first = [
-            begin + np.argsort(-self.targets[begin : begin + size], kind="stable") for begin in range(0, len(self), size)
+            begin + np.argsort(-self.targets[begin : begin + size], kind="stable")
+            for begin in range(0, len(self), size)
         ]
         return [int(i) for i in np.concatenate(longest_first)]
 

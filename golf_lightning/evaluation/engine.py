@@ -19,7 +19,7 @@ from torch import Tensor
 from golf_lightning.evaluation.config import TTTConfig
 from golf_lightning.evaluation.slot_state import SlotState
 from golf_lightning.evaluation.slots import Step, WindowPlan
-from golf_lightning.kernels.backend import choose_kernels
+from golf_lightning.kernels.backend import KernelBackend, choose_kernels
 from golf_lightning.kernels.chunk_attention import Chunks, Kept, chunk_attention, keep_, places
 from golf_lightning.kernels.cross_entropy import IGNORED
 from golf_lightning.kernels.low_rank import RowSlots
@@ -32,8 +32,18 @@ from golf_lightning.model.injection import Attend, Context
 MOST_TOGETHER = 256
 """Documents of a pass: FlashAttention-4 has one kernel for up to 256 segments."""
 
+FINE_TILE, WIDE_TILE = 16, 64
+"""Rows of a tile: tensor cores want 16 at least, and wider tiles read a slot's matrices less often."""
+
 FIELDS = 8
 """Numbers that describe a document's part in a pass."""
+
+
+def window_plan(config: TTTConfig, backend: KernelBackend) -> WindowPlan:
+    """How documents are cut, padded as the kernels of ``backend`` want it."""
+    cached = config.mode == "cached"
+    tile = WIDE_TILE if backend == "triton" and not cached else FINE_TILE
+    return WindowPlan(chunk=config.chunk, window=config.window, cached=cached, tile=tile)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +78,8 @@ class Engine:
         self.device = device = model.embedding.device
         self.backend = choose_kernels(model.kernels, device, model.compute_dtype)
         cached = config.mode == "cached"
-        # Tensor cores want 16 rows at least; wider tiles read a slot's matrices less often.
-        fine = 16
-        self.plan = WindowPlan(chunk=config.chunk, window=config.window, cached=cached, tile=fine if cached else 64)
-        if self.backend == "reference":
-            self.plan = WindowPlan(chunk=config.chunk, window=config.window, cached=cached, tile=fine)
-        self.chunk_rows = -(-config.chunk // fine) * fine
+        self.plan = window_plan(config, self.backend)
+        self.chunk_rows = -(-config.chunk // FINE_TILE) * FINE_TILE
         self.chunk_tile = next(tile for tile in (64, 32, 16) if self.chunk_rows % tile == 0)
         self.shapes = self._choose_shapes()
         dtype = torch.promote_types(model.compute_dtype, torch.float32)

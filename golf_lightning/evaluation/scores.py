@@ -35,6 +35,11 @@ class ScoreProgress:
     projected_seconds: float
 
     @property
+    def seconds_left(self) -> float:
+        """What scoring will still take."""
+        return max(self.projected_seconds - self.seconds, 0.0)
+
+    @property
     def bpb(self) -> float:
         """Bits per byte so far; NaN before any byte."""
         return bits_per_byte(self.nats, self.bytes)

@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from golf_lightning.errors import GolfError
 
@@ -68,6 +69,11 @@ class DocumentQueue:
                         "start the same command again, it goes on where scoring stopped."
                     )
             time.sleep(0.05)
+        # Rank 0 serves the store, so it leaves last.
+        left, began = self._add(f"{name}/left", 1), time.monotonic()
+        while self.rank == 0 and left < self.world_size and time.monotonic() - began < self.patience:
+            time.sleep(0.01)
+            left = self._add(f"{name}/left", 0)
 
     def _add(self, key: str, amount: int) -> int:
         assert self._store is not None
@@ -80,17 +86,17 @@ class DocumentQueue:
             ) from error
 
 
-def _open_store(rank: int, world_size: int) -> dist.TCPStore:
+def _open_store(rank: int, world_size: int) -> TCPStore:
     """A store that rank 0 serves at a port of its own."""
     timeout = timedelta(seconds=60)
     store, port = None, [0]
     if rank == 0:
-        store = dist.TCPStore("localhost", 0, world_size, True, timeout=timeout, wait_for_workers=False)
+        store = TCPStore("localhost", 0, world_size, True, timeout=timeout, wait_for_workers=False)
         port = [store.port]
     dist.broadcast_object_list(port, src=0, device=_own_device())
     if store is None:
         host = os.environ.get("MASTER_ADDR", "localhost")
-        store = dist.TCPStore(host, port[0], world_size, False, timeout=timeout, wait_for_workers=False)
+        store = TCPStore(host, port[0], world_size, False, timeout=timeout, wait_for_workers=False)
     return store
 
 

@@ -10,7 +10,7 @@ from golf_lightning.kernels.backend import KernelBackend
 from golf_lightning.kernels.slot_adamw import AdamWConstants, SlotTensor, adamw_, corrections
 from golf_lightning.model.adapters import AdapterGroup, initial_a
 
-# P slots, S documents of a step, F documents that enter, U virtual layers, D width, O outputs, r rank, R = r times sites
+# P slots, S documents of a step, F documents that enter, U layers, D width, O outputs, r rank, R = r times sites
 
 
 class SlotState:

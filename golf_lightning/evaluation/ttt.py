@@ -7,7 +7,7 @@ from it, each target is scored once, and nothing passes from one document to ano
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from golf_lightning.errors import GolfError
 from golf_lightning.evaluation.config import TTTConfig
 from golf_lightning.evaluation.documents import DocumentStream, Ids
 from golf_lightning.evaluation.engine import Engine
+from golf_lightning.evaluation.journal import Journal
 from golf_lightning.evaluation.scores import DocumentScores, ScoreProgress
 from golf_lightning.evaluation.slots import schedule
 from golf_lightning.evaluation.watch import Watch
@@ -38,6 +39,8 @@ def score_documents(
     elapsed_seconds: float = 0.0,
     keep_target_nats: bool = False,
     documents: Iterable[int] | None = None,
+    ranks: int = 1,
+    journal: Journal | None = None,
 ) -> DocumentScores:
     """Score every document once, learning from each chunk after its scores are fixed.
 
@@ -56,6 +59,9 @@ def score_documents(
         keep_target_nats: keep the score of each target.
         documents: indices of the documents to score, in the order in which they enter, taken as slots come free; all
             of them in ``config.order`` by default.
+        ranks: processes that share the stream, for the projection of the time that is left.
+        journal: where finished documents are kept, with every report of progress; those that it knows already must not
+            be among ``documents``, and the sums of those that this rank answers for are taken from it.
 
     Returns:
         Sums by document; for documents that were not asked for they are 0.
@@ -64,7 +70,8 @@ def score_documents(
         GolfError: a token is outside the model's vocabulary, or a score is not finite.
     """
     stream = stream.part(max_documents=config.max_documents, fraction=config.fraction)
-    order = stream.order(config.order) if documents is None else documents
+    known = {} if journal is None else journal.all_known
+    order = [i for i in stream.order(config.order) if i not in known] if documents is None else documents
     tokens = np.asarray(stream.tokens[: stream.total_targets + 1])
     _check_vocabulary(tokens, model)
     # Bytes before each target of the stream, so that a chunk's bytes are one subtraction.
@@ -81,13 +88,18 @@ def score_documents(
         warm_up_seconds = time.monotonic() - began
         engine.load(tokens, stream.starts)
         taken: list[int] = []
-        watch = Watch(engine, stream, bytes_before, progress, interval_seconds, elapsed_seconds + warm_up_seconds)
+        watch = Watch(
+            engine, stream, bytes_before, progress, interval_seconds, elapsed_seconds + warm_up_seconds,
+            ranks=ranks, journal=journal,
+        )  # fmt: skip
         limits = {"slots": config.slots, "rows": engine.most.rows, "together": engine.most.documents}
         for step in schedule(stream.targets, _noted(order, taken), engine.plan, **limits):
             engine.run(step)
             watch.look(step)
         seconds = watch.report().seconds
-    return _collect(engine, stream, bytes_before, taken, seconds, warm_up_seconds)
+    assert known.keys().isdisjoint(taken), "a document that is known must not be scored again"
+    done = {} if journal is None else journal.known
+    return _collect(engine, stream, bytes_before, taken, done, seconds, warm_up_seconds)
 
 
 @contextlib.contextmanager
@@ -134,13 +146,18 @@ def _collect(
     stream: DocumentStream,
     bytes_before: npt.NDArray[np.int64],
     taken: list[int],
+    known: Mapping[int, tuple[float, int]],
     seconds: float,
     warm_up_seconds: float,
 ) -> DocumentScores:
-    assert len(set(taken)) == len(taken), "a document must not be scored twice"
+    taken_set = set(taken)
+    assert len(taken_set) == len(taken), "a document must not be scored twice"
     asked = np.zeros(len(stream), dtype=np.bool_)
-    asked[np.asarray(taken, dtype=np.int64)] = True
+    asked[np.asarray([*taken, *known], dtype=np.int64)] = True
     nats, counts = engine.nats[:-1].cpu(), engine.counts[:-1].cpu()
+    for document, (known_nats, known_targets) in known.items():
+        if document not in taken_set:
+            nats[document], counts[document] = known_nats, known_targets
     assert np.array_equal(counts.numpy(), stream.targets * asked), "a target was not scored exactly once"
     if broken := int((~nats.isfinite()).sum()):
         raise GolfError(
@@ -150,9 +167,7 @@ def _collect(
     return DocumentScores(
         nats=nats,
         targets=counts,
-        bytes=torch.from_numpy(
-            (bytes_before[stream.starts + stream.targets] - bytes_before[stream.starts]) * asked
-        ),
+        bytes=torch.from_numpy((bytes_before[stream.starts + stream.targets] - bytes_before[stream.starts]) * asked),
         partial=stream.partial or not asked.all(),
         seconds=seconds,
         warm_up_seconds=warm_up_seconds,

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from golf_lightning.evaluation.documents import DocumentStream
 from golf_lightning.evaluation.engine import Engine
+from golf_lightning.evaluation.journal import Journal
 from golf_lightning.evaluation.scores import ScoreProgress
 from golf_lightning.evaluation.slots import Step
 
@@ -25,6 +26,8 @@ class Watch:
         progress: called with each report.
         interval_seconds: time between reports.
         elapsed_seconds: evaluation clock that has passed already.
+        ranks: processes that share the stream; totals are then about this one's part.
+        journal: told with each report what has been finished.
 
     Attributes:
         finished: documents that are done, in the order in which they ended.
@@ -38,11 +41,21 @@ class Watch:
         progress: Callable[[ScoreProgress], None] | None,
         interval_seconds: float,
         elapsed_seconds: float,
+        *,
+        ranks: int = 1,
+        journal: Journal | None = None,
     ) -> None:
         self._engine, self._stream, self._bytes_before = engine, stream, bytes_before
         self._progress, self._interval = progress, interval_seconds
         self._elapsed, self._budget = elapsed_seconds, engine.config.budget_seconds
-        self._work = int(engine.plan.work(stream.targets).sum())
+        left = np.ones(len(stream), dtype=np.bool_)
+        self._journal, self._ranks, self._written = journal, ranks, 0
+        if journal is not None:
+            left[list(journal.all_known)] = False
+        targets_N = stream.targets * left
+        self._work = int(engine.plan.work(targets_N).sum()) / ranks
+        self._targets = round(targets_N.sum() / ranks)
+        self._documents = round(np.count_nonzero(targets_N) / ranks)
         self._targets_done = self._bytes_done = self._work_done = 0
         self.finished: list[int] = []
         self._start = self._last = time.monotonic()
@@ -60,15 +73,19 @@ class Watch:
 
     def report(self) -> ScoreProgress:
         """Where scoring stands; waits for the device."""
-        nats = float(self._engine.nats[:-1].sum())
+        nats_N = self._engine.nats[:-1].cpu()
+        if self._journal is not None and len(self.finished) > self._written:
+            new = self.finished[self._written :]
+            self._journal.write({i: (float(nats_N[i]), int(self._stream.targets[i])) for i in new})
+            self._written = len(self.finished)
         seconds = time.monotonic() - self._start
         now = ScoreProgress(
             documents=len(self.finished),
-            documents_total=int(np.count_nonzero(self._stream.targets)),
+            documents_total=self._documents,
             targets=self._targets_done,
-            targets_total=self._stream.total_targets,
+            targets_total=self._targets,
             bytes=self._bytes_done,
-            nats=nats,
+            nats=float(nats_N.sum()),
             seconds=seconds,
             projected_seconds=seconds * self._work / self._work_done if self._work_done else 0.0,
         )

@@ -128,8 +128,8 @@ def chunk_attention_backward_op(
     """Gradients of the chunks' queries, keys and values."""
     from golf_lightning.kernels.triton_chunk_attention import launch_backward
 
-    tensors = (x.contiguous() for x in (dout, q, k, v, out))
-    return launch_backward(*tensors, lse, keys, values, slots, starts, chunk, window)
+    dout, q, k, v = (x.contiguous() for x in (dout, q, k, v))
+    return launch_backward(dout, q, k, v, out, lse, keys, values, slots, starts, chunk, window)
 
 
 @chunk_attention_backward_op.register_fake
@@ -151,7 +151,7 @@ class _ChunkAttention(torch.autograd.Function):
         ctx.rings = keys, values
         ctx.save_for_backward(q, k, v, out, lse, slots, starts)
         ctx.chunk, ctx.window = chunk, window
-        return out  # type: ignore[no-any-return]
+        return out
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:

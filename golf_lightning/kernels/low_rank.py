@@ -144,7 +144,9 @@ def low_rank_backward_op(
     """Gradients of x, A and B; those of A and B mean something for learners only."""
     scaled = dout if scale is None else dout * scale
     g, db = torch.empty_like(h), torch.zeros_like(b)
-    segment = torch.searchsorted(bounds[1:], torch.arange(tiles.shape[0], device=tiles.device) * (x.shape[0] // tiles.shape[0]), right=True)
+    segment = torch.searchsorted(
+        bounds[1:], torch.arange(tiles.shape[0], device=tiles.device) * (x.shape[0] // tiles.shape[0]), right=True
+    )
     learns = torch.cat([learners, learners.new_full((1,), a.shape[0] - 1)])[segment].long()
     for out, inner, rows in sites(flat, b.shape[2]):
         w = _of_tiles(b[:, rows], tiles)

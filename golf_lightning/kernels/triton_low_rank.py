@@ -69,7 +69,9 @@ def _outer_kernel(
     if SCALED:
         total *= tl.load(scale_ptr + line, mask=line < lines, other=0.0).to(tl.float32)[:, None]
     place = slot.to(tl.int64) * out_slot + line.to(tl.int64)[:, None] * out_line + column[None, :]
-    tl.store(out_ptr + place, total.to(out_ptr.dtype.element_ty), mask=(line[:, None] < lines) & (column[None, :] < columns))
+    tl.store(
+        out_ptr + place, total.to(out_ptr.dtype.element_ty), mask=(line[:, None] < lines) & (column[None, :] < columns)
+    )
 
 
 def launch_forward(

@@ -18,7 +18,7 @@ from golf_lightning.kernels.low_rank import RowSlots, low_rank
 from golf_lightning.model.config import GPTConfig
 from golf_lightning.model.injection import Adapt, LayerAdapters
 
-# P slots, T rows, D width, O outputs, V vocabulary, r rank, R = r times adapters of a group, U virtual layers, F documents
+# P slots, T rows, D width, O outputs, V vocabulary, r rank, R = r times adapters of a group, U layers, F documents
 
 SITES = ("q", "k", "v", "attn", "mlp", "head")
 """Places for an adapter. A site's position here is part of its noise key: append, never reorder."""

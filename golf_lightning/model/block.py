@@ -18,6 +18,7 @@ from golf_lightning.model.rotary import rotate
 
 # T tokens, D width, H query heads, G key/value heads, C = G K, K head dimension, R rotated half
 
+
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
     """One physical layer's row of every bank and its vectors, in the compute dtype.

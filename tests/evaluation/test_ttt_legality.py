@@ -92,7 +92,9 @@ def test_it_learns_where_gradients_are_off(outside):
 
 @pytest.mark.parametrize("mode", ["exact", "cached"])
 def test_the_same_run_gives_the_same_bits(mode):
-    first, second = (score(small_gpt(torch.float32), small_split(), small_config(mode=mode)).target_nats for _ in range(2))
+    first, second = (
+        score(small_gpt(torch.float32), small_split(), small_config(mode=mode)).target_nats for _ in range(2)
+    )
     assert torch.equal(first, second)
 
 

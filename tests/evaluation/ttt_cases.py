@@ -1,5 +1,7 @@
 """A small network, a small split, and test-time training written out for one document at a time."""
 
+import functools
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -172,7 +174,8 @@ class Past:
             old = [torch.stack(kept[first:]) if kept[first:] else x[:0] for kept, x in ((keys, k), (values, v))]
             if keeps:
                 self.new[virtual] = k.detach(), v.detach()
-            k_all, v_all = (torch.cat([o, x]).repeat_interleave(self.groups, dim=1) for o, x in zip(old, (k, v)))
+            pairs = zip(old, (k, v), strict=True)
+            k_all, v_all = (torch.cat(pair).repeat_interleave(self.groups, dim=1) for pair in pairs)
             seen = torch.arange(len(k_all)) <= len(old[0]) + torch.arange(len(q))[:, None]
             scores = torch.einsum("qhk,nhk->hqn", q, k_all) * q.shape[-1] ** -0.5
             weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
@@ -192,9 +195,8 @@ def cached_document(model, tokens, document, config):
         first = max(0, begin + config.chunk - config.window)
         past.new = {}
         for turn in range(config.steps):
-            context = Context(
-                torch.arange(begin, stop), lambda virtual, t=turn: past.attend(virtual, first, keeps=t == 0)
-            )
+            attend = functools.partial(past.attend, first=first, keeps=turn == 0)
+            context = Context(torch.arange(begin, stop), attend)
             bounds = torch.tensor([0, stop - begin]).int()
             n = model.features(tokens[begin:stop], bounds, adapters=adapters, context=context)
             logits = model.config.softcap * torch.tanh(model.head(n, adapters=adapters) / model.config.softcap)
