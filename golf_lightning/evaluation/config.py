@@ -40,13 +40,13 @@ class TTTConfig:
     """
 
     adapters: AdapterConfig = field(default_factory=AdapterConfig)
-    mode: Mode = "exact"
+    mode: Mode = "cached"
     lr: float = 1e-4
     beta1: float = 0.0
     beta2: float = 0.999
     eps: float = 1e-10
     weight_decay: float = 0.5
-    chunk: int = 32
+    chunk: int = 16
     window: int = 2048
     steps: int = 1
     slots: int = 256

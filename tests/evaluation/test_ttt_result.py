@@ -125,7 +125,7 @@ def test_a_document_given_twice_is_a_defect():
         ({"steps": 0}, "steps is 0"),
         ({"mode": "fast"}, "mode is 'fast'; choose exact or cached"),
         ({"order": "shuffled"}, "order is 'shuffled'; choose stream, window or sorted"),
-        ({"window": 31}, "window is 31, shorter than a chunk of 32"),
+        ({"window": 15}, "window is 15, shorter than a chunk of 16"),
         ({"rows": 2047}, "rows is 2047, too few for one window of 2048"),
         ({"seed": -1}, "seed is -1"),
         ({"max_documents": 0}, "max_documents is 0"),

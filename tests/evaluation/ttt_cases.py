@@ -47,6 +47,7 @@ def small_config(**fields) -> TTTConfig:
     """Steps large enough that learning shows."""
     return TTTConfig(
         **{
+            "mode": "exact",
             "adapters": AdapterConfig(rank=3),
             "lr": 0.02,
             "chunk": CHUNK,

@@ -20,7 +20,15 @@ def scores(path: Path) -> dict[str, Any]:
 
 def test_a_run_leaves_its_files_in_its_folder_and_nowhere_else(finished: Path) -> None:
     names = {path.name for path in finished.iterdir()}
-    assert names == {"artifact.golf", "checkpoints", "config.yaml", "environment.json", "metrics", "result.json"}
+    assert names == {
+        "artifact.golf",
+        "checkpoints",
+        "config.yaml",
+        "environment.json",
+        "metrics",
+        "result.json",
+        "ttt.png",
+    }
     assert {path.name for path in (finished / "checkpoints").iterdir()} == {"last.ckpt"}
     assert {path.name for path in finished.parent.iterdir()} == {"small"}
 
