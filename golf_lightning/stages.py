@@ -7,6 +7,7 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -16,13 +17,19 @@ from golf_lightning.compression.export import export_model
 from golf_lightning.compression.ranks import on_rank_zero
 from golf_lightning.errors import GolfError
 from golf_lightning.evaluation.bpb import Score
+from golf_lightning.evaluation.breakdown import Breakdown
 from golf_lightning.evaluation.config import TTTConfig
 from golf_lightning.evaluation.documents import DocumentStream
+from golf_lightning.evaluation.engine import window_plan
+from golf_lightning.evaluation.journal import Journal, fingerprint
 from golf_lightning.evaluation.packed import score_packed
 from golf_lightning.evaluation.scores import DocumentScores, ScoreProgress
+from golf_lightning.evaluation.sharing import DocumentQueue
 from golf_lightning.evaluation.ttt import score_documents
+from golf_lightning.kernels.backend import choose_kernels
 from golf_lightning.reporting.console import say
 from golf_lightning.reporting.documents import add_documents
+from golf_lightning.reporting.ttt_picture import draw_ttt
 
 if TYPE_CHECKING:
     from golf_lightning.module import GolfModule
@@ -95,47 +102,93 @@ def load_artifact(module: GolfModule, path: Path) -> None:
 def score_with_ttt(module: GolfModule, stream: DocumentStream) -> None:
     """Score documents with test-time training and, if the module asks for it, the same path with learning rate 0.
 
-    With several ranks, documents are dealt in turn and sums are added up. The figures are in ``module.result``.
+    Several ranks take documents from one queue and their sums are added up. What is finished is kept in the run folder
+    while scoring goes on, and scoring that was interrupted continues there. The figures are in ``module.result``, a
+    picture is in the run folder.
     """
-    config = module.ttt_config
+    config, ledger = module.ttt_config, module.ledger
+    queue = DocumentQueue(module.trainer.global_rank, module.trainer.world_size)
+    plain = None
     if module.ttt_baseline:
-        with module.ledger.stage("score with lr 0"):
-            _score(module, stream, "ttt_lr0", dataclasses.replace(config, lr=0.0))
-    with module.ledger.stage("score"):
-        _score(module, stream, "ttt", config)
+        plain = _score(module, stream, "ttt_lr0", dataclasses.replace(config, lr=0.0), queue, "score with lr 0")
+    adapted = _score(module, stream, "ttt", config, queue, "score")
+    if module.trainer.is_global_zero:
+        with ledger.stage("draw"):
+            path = Path(module.trainer.default_root_dir) / "ttt.png"
+            draw_ttt(path, adapted, plain, title=f"test-time training, {config.mode}, chunk {config.chunk}")
 
 
-def _score(module: GolfModule, stream: DocumentStream, name: str, config: TTTConfig) -> None:
-    rank, world_size = module.trainer.global_rank, module.trainer.world_size
+def _score(
+    module: GolfModule, stream: DocumentStream, name: str, config: TTTConfig, queue: DocumentQueue, stage: str
+) -> Breakdown:
     part = stream.part(max_documents=config.max_documents, fraction=config.fraction)
-    scores = score_documents(
-        module.model,
-        stream,
-        config,
-        token_bytes=module.datamodule.byte_table.count,
-        documents=range(rank, len(part), world_size),
-        progress=_say_progress,
-        interval_seconds=15.0,
-        elapsed_seconds=module.ledger.seconds.get("load", 0.0),
+    folder = Path(module.trainer.default_root_dir) / f"{name}_unfinished"
+    count = module.datamodule.byte_table.count
+
+    def progress(now: ScoreProgress) -> None:
+        queue.alive()
+        _say_progress(now)
+
+    with module.ledger.stage(stage):
+        journal = Journal(folder, queue.rank, queue.world_size, fingerprint(module.model, part, config))
+        # No rank may write before all have read what is there.
+        queue.finish(f"{name} read")
+        if journal.all_known:
+            say(f"scoring goes on: {len(journal.all_known):,} of {len(part):,} documents are done")
+        left = [i for i in part.order(config.order) if i not in journal.all_known]
+        scores = score_documents(
+            module.model,
+            stream,
+            config,
+            token_bytes=count,
+            documents=queue.share(name, left),
+            progress=progress,
+            interval_seconds=15.0,
+            elapsed_seconds=module.ledger.seconds.get("load", 0.0),
+            keep_target_nats=True,
+            ranks=queue.world_size,
+            journal=journal,
+        )
+        queue.finish(name)
+        score, seconds, warm_up = _reduce(scores, module.device, queue.world_size)
+        assert score.targets == part.total_targets, "the ranks together must score every target exactly once"
+    module.record_score(
+        name,
+        score,
+        seconds=seconds,
+        warm_up_seconds=warm_up,
+        targets_per_second=score.targets / seconds,
+        targets_per_second_with_warm_up=score.targets / (seconds + warm_up),
     )
-    score = _reduce(scores, module.device, world_size)
     module.result.documents = add_documents(module.result.documents, name, scores, module.device)
-    assert score.targets == part.total_targets, "the ranks together must score every target exactly once"
-    module.record_score(name, score, seconds=scores.seconds, targets_per_second=score.targets / scores.seconds)
+    tokens = np.asarray(part.tokens[: part.total_targets + 1])
+    plan = window_plan(config, choose_kernels(module.model.kernels, module.device, module.model.compute_dtype))
+    breakdown = Breakdown.of(part, scores, plan, count(tokens[:-1], tokens[1:]))
+    if queue.world_size > 1:
+        sums = torch.from_numpy(breakdown.stacked()).to(module.device)
+        dist.all_reduce(sums)
+        breakdown = Breakdown.unstacked(sums.cpu().numpy())
+    if module.trainer.is_global_zero:
+        Journal.remove(folder)
+    return breakdown
 
 
-def _reduce(scores: DocumentScores, device: torch.device, world_size: int) -> Score:
+def _reduce(scores: DocumentScores, device: torch.device, world_size: int) -> tuple[Score, float, float]:
+    """The sums over all ranks, and the seconds of the slowest: scoring, and warming up before it."""
     nats = torch.tensor(scores.total_nats, dtype=torch.float64, device=device)
     counts = torch.tensor([scores.total_targets, scores.total_bytes], dtype=torch.int64, device=device)
+    seconds = torch.tensor([scores.seconds, scores.warm_up_seconds], dtype=torch.float64, device=device)
     if world_size > 1:
         dist.all_reduce(nats)
         dist.all_reduce(counts)
+        dist.all_reduce(seconds, op=dist.ReduceOp.MAX)
     targets, table_bytes = counts.tolist()
-    return Score(nats.item(), targets, table_bytes)
+    scoring, warm_up = seconds.tolist()
+    return Score(nats.item(), targets, table_bytes), scoring, warm_up
 
 
 def _say_progress(progress: ScoreProgress) -> None:
     say(
         f"scored {progress.targets:,} of {progress.targets_total:,} targets, {progress.bpb:.4f} bits per byte, "
-        f"{progress.seconds:.0f} of about {progress.projected_seconds:.0f} s"
+        f"{progress.seconds:.0f} s, about {progress.seconds_left:.0f} s left"
     )

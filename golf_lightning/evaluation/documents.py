@@ -1,6 +1,7 @@
 """The documents of a split, in official order."""
 
 import math
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -8,6 +9,8 @@ import numpy.typing as npt
 from golf_lightning.errors import GolfError
 
 # N documents
+
+Order = Literal["stream", "window", "sorted"]
 
 Ids = npt.NDArray[np.integer]
 
@@ -59,6 +62,22 @@ class DocumentStream:
     def total_targets(self) -> int:
         """Targets of all documents."""
         return int(self.targets.sum())
+
+    def order(self, name: Order, window: int = 4096) -> list[int]:
+        """Documents in the order in which they enter.
+
+        Args:
+            name: ``stream`` as they come; ``window`` longest first among every ``window`` documents; ``sorted``
+                longest first. The last two look at lengths ahead, which was objected to in a contest, and gain next to
+                nothing here. Scores are the same in all three.
+            window: documents of a window.
+        """
+        size = {"stream": 1, "window": window, "sorted": len(self)}[name]
+        longest_first = [
+            begin + np.argsort(-self.targets[begin : begin + size], kind="stable")
+            for begin in range(0, len(self), size)
+        ]
+        return [int(i) for i in np.concatenate(longest_first)]
 
     def part(self, *, max_documents: int | None = None, fraction: float = 1.0) -> "DocumentStream":
         """The first documents of this stream, marked ``partial`` when any is left out.

@@ -35,6 +35,11 @@ class ScoreProgress:
     projected_seconds: float
 
     @property
+    def seconds_left(self) -> float:
+        """What scoring will still take."""
+        return max(self.projected_seconds - self.seconds, 0.0)
+
+    @property
     def bpb(self) -> float:
         """Bits per byte so far; NaN before any byte."""
         return bits_per_byte(self.nats, self.bytes)
@@ -49,7 +54,8 @@ class DocumentScores:
         targets: ``[N]`` int64, targets scored, as counted on the device where they were scored.
         bytes: ``[N]`` int64, bytes of text that the scored targets stand for.
         partial: whether the split holds documents that were not scored.
-        seconds: what scoring took.
+        seconds: what scoring took, without warming up.
+        warm_up_seconds: what compiling and recording took before it, on noise.
         target_nats: ``[targets of the stream]``, nats of each target in the stream's order, NaN where not asked for;
             kept on request.
     """
@@ -59,6 +65,7 @@ class DocumentScores:
     bytes: Tensor
     partial: bool
     seconds: float
+    warm_up_seconds: float = 0.0
     target_nats: Tensor | None = None
 
     @property
@@ -97,6 +104,7 @@ class DocumentScores:
             "documents": int(torch.count_nonzero(self.targets)),
             "partial": self.partial,
             "seconds": self.seconds,
+            "warm_up_seconds": self.warm_up_seconds,
         }
 
 

@@ -1,100 +1,110 @@
 """Adapters and optimizer state of the documents in the slots."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torch.optim.adamw import adamw
 
 from golf_lightning.evaluation.config import TTTConfig
-from golf_lightning.model.adapters import initial_a
+from golf_lightning.kernels.backend import KernelBackend
+from golf_lightning.kernels.slot_adamw import AdamWConstants, SlotTensor, adamw_, corrections
+from golf_lightning.model.adapters import AdapterGroup, initial_a
 
-# P slots, S documents of a step, F documents that enter
+# P slots, S documents of a step, F documents that enter, U layers, D width, O outputs, r rank, R = r times sites
 
 
 class SlotState:
-    """One adapter set and one AdamW (Loshchilov and Hutter, arXiv:1711.05101) a slot, each with its own step count.
+    """One adapter set and one AdamW a slot, each with its own step count.
 
-    Tensors are indexed by slot first, so that a document's state is one block a tensor: it is reset, and updated by
-    torch's fused kernel, in place and without touching its neighbours.
+    Everything is indexed by layer, then by slot: a layer's values of all slots are one block that kernels read where it
+    is, and a document's share of it is reset and updated without touching its neighbours. One slot more than asked
+    for, the last, belongs to no document and takes what padding writes.
 
     Args:
-        shapes: shape of one document's tensors, from :func:`~golf_lightning.model.adapters.adapter_shapes`.
-        config: number of slots, seed and the optimizer's constants.
+        groups: the adapters there are.
+        width: inputs of every adapter.
+        config: number of slots, rank, seed and the optimizer's constants.
         dtype: dtype of all values, at least float32.
+        compute_dtype: dtype in which the model uses them.
         device: where they live.
+        backend: see :func:`~golf_lightning.kernels.slot_adamw.adamw_`.
+
+    Attributes:
+        leaves: by group and part, ``qkv.a`` and so on, one tensor a virtual layer, ``[P, R, D]`` or ``[P, O, r]``, in
+            the compute dtype, to run and to differentiate by. They follow every update.
     """
 
     def __init__(
-        self, shapes: Mapping[str, tuple[int, ...]], config: TTTConfig, *, dtype: torch.dtype, device: torch.device
+        self,
+        groups: Sequence[AdapterGroup],
+        width: int,
+        config: TTTConfig,
+        *,
+        dtype: torch.dtype,
+        compute_dtype: torch.dtype,
+        device: torch.device,
+        backend: KernelBackend,
     ) -> None:
-        self.config = config
-
-        def zeros() -> dict[str, Tensor]:
-            return {
-                name: torch.zeros(config.slots, *shape, dtype=dtype, device=device) for name, shape in shapes.items()
-            }
-
-        self._values, self._second = zeros(), zeros()
-        # At beta1 = 0 the first moment is the gradient, so the gradient's own memory serves.
-        self._first = zeros() if config.beta1 else None
-        # The fused kernel counts steps per tensor.
-        self._steps = {name: torch.zeros(config.slots, device=device) for name in shapes}
-        states = (self._values, self._first or {}, self._second, self._steps)
-        self._blocks = [{name: list(tensor) for name, tensor in state.items()} for state in states]
+        self.groups, self.config, self.backend = list(groups), config, backend
+        self.empty, self.dtype = config.slots, dtype
+        self.constants = AdamWConstants(
+            **{name: getattr(config, name) for name in ("lr", "beta1", "beta2", "eps", "weight_decay")}
+        )
+        self._steps = torch.zeros(config.slots + 1, dtype=torch.float64, device=device)
+        self._tensors: dict[str, SlotTensor] = {}
+        rank = config.adapters.rank
+        for group in groups:
+            shapes = {"a": (rank * len(group.sites), width), "b": (group.outputs, rank)}
+            for part, shape in shapes.items():
+                whole = (group.depth, config.slots + 1, *shape)
+                value, second = (torch.zeros(whole, dtype=dtype, device=device) for _ in range(2))
+                # At beta1 = 0 the first moment is the gradient.
+                first = torch.zeros_like(value) if config.beta1 else None
+                used = value if dtype == compute_dtype else torch.zeros(whole, dtype=compute_dtype, device=device)
+                self._tensors[f"{group.name}.{part}"] = SlotTensor(value, used, first, second)
+        self.leaves: dict[str, list[Tensor]] = {
+            name: [layer.detach().requires_grad_() for layer in tensor.used.unbind(0)]
+            for name, tensor in self._tensors.items()
+        }
+        self._layers = {name: _by_layer(tensor) for name, tensor in self._tensors.items()}
 
     @torch.no_grad()
     def reset(self, slots_F: Tensor, documents_F: Tensor) -> None:
         """Give slots to new documents: A drawn, everything else zero. Both int64, on the device."""
-        for state in (self._second, self._steps, self._first or {}):
-            for tensor in state.values():
-                tensor.index_fill_(0, slots_F, 0)
-        for name, value in self._values.items():
-            site, _, part = name.partition(".")
-            if part == "a":
-                noise = initial_a(self.config.seed, documents_F, site, tuple(value.shape[1:]))
-                value.index_copy_(0, slots_F, noise.to(value.dtype))
-            else:
-                value.index_fill_(0, slots_F, 0)
-
-    def leaves(self, slots_S: Tensor, *, all_slots: bool) -> dict[str, Tensor]:
-        """The values of these slots as ``[S, *shape]`` tensors to differentiate by.
-
-        Args:
-            slots_S: int64, on the device.
-            all_slots: ``slots_S`` counts from 0 to the last slot; the values are then not copied.
-        """
-        chosen = {name: value if all_slots else value.index_select(0, slots_S) for name, value in self._values.items()}
-        return {name: value.detach().requires_grad_() for name, value in chosen.items()}
+        self._steps.index_fill_(0, slots_F, 0)
+        rank = self.config.adapters.rank
+        for group in self.groups:
+            a, b = (self._tensors[f"{group.name}.{part}"] for part in "ab")
+            for state in (a.second, a.first, b.second, b.first, b.value, b.used):
+                if state is not None:
+                    state.index_fill_(1, slots_F, 0)
+            for i, site in enumerate(group.sites):
+                # The head has no layers, here as in its noise; elsewhere they come first.
+                shape = (group.depth, rank, a.value.shape[-1])
+                noise = initial_a(self.config.seed, documents_F, site, shape if site != "head" else shape[1:])
+                noise = noise.unflatten(1, shape[:2]) if site == "head" else noise
+                rows = slice(i * rank, (i + 1) * rank)
+                for whole in {id(x): x for x in (a.value, a.used)}.values():
+                    whole[:, :, rows].index_copy_(1, slots_F, noise.transpose(0, 1).to(whole.dtype))
 
     @torch.no_grad()
-    def update(self, slots: list[int], rows: list[int], grads: Mapping[str, Tensor]) -> None:
+    def update(self, slots_S: Tensor, grads: Mapping[str, Sequence[Tensor]]) -> None:
         """One AdamW step of each of these slots.
 
         Args:
-            slots: slots to update.
-            rows: row of each in ``grads``.
-            grads: gradients ``[S, *shape]`` by name; their memory is used up.
+            slots_S: int32, on the device; the last slot stands for none.
+            grads: gradients of :attr:`leaves`, alike in structure.
         """
-        values, first, second, steps = (
-            [blocks[name][slot] for name in grads for slot in slots] if blocks else [] for blocks in self._blocks
-        )
-        # The kernel walks memory in order, so a gradient must lie as its value does.
-        by_row = {name: grad.contiguous().unbind(0) for name, grad in grads.items()}
-        gradients = [by_row[name][row] for name in grads for row in rows]
-        adamw(
-            values,
-            gradients,
-            first or gradients,
-            second,
-            [],
-            steps,
-            fused=True,
-            amsgrad=False,
-            beta1=self.config.beta1,
-            beta2=self.config.beta2,
-            lr=self.config.lr,
-            weight_decay=self.config.weight_decay,
-            eps=self.config.eps,
-            maximize=False,
-        )
+        self._steps.index_add_(0, slots_S, torch.ones_like(slots_S, dtype=torch.float64))
+        corrected = corrections(self._steps.index_select(0, slots_S), self.constants, self.dtype)
+        for name, layers in self._layers.items():
+            for tensor, grad in zip(layers, grads[name], strict=True):
+                adamw_(tensor, grad, slots_S, corrected, self.constants, backend=self.backend)
+
+
+def _by_layer(tensor: SlotTensor) -> list[SlotTensor]:
+    layers = []
+    for u, value in enumerate(tensor.value.unbind(0)):
+        used = value if tensor.used is tensor.value else tensor.used[u]
+        layers.append(SlotTensor(value, used, None if tensor.first is None else tensor.first[u], tensor.second[u]))
+    return layers

@@ -1,4 +1,4 @@
-"""Who runs when: documents in slots, their chunks in rounds, rounds cut into steps of one window length.
+"""Who runs when: documents in slots, the next chunks of some of them packed into steps.
 
 All of it follows from the documents' lengths, so it is settled on the host and nothing waits for the device. Nothing
 here reaches a score: a document's scores depend on its own chunks alone, in their order.
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-# S documents of a step, C targets of a chunk, N documents of the split
+# S documents of a step, C targets of a chunk, N documents of the split, P slots
 
 Counts = npt.NDArray[np.int64]
 
@@ -19,59 +19,75 @@ Counts = npt.NDArray[np.int64]
 class WindowPlan:
     """How a document is cut into chunks and windows.
 
-    Chunk c holds targets c*C up to (c+1)*C and is scored by one pass over the inputs from ``max(0, (c+1)*C - window)``
-    to the chunk's end. The start is a full chunk's even where the document ends earlier, so that it says nothing about
-    the document's length.
+    Chunk c holds targets c*C up to (c+1)*C and sees the inputs from ``max(0, (c+1)*C - window)`` on. The start is a
+    full chunk's even where the document ends earlier, so that it says nothing about the document's length. Exact
+    scoring runs the whole window for every chunk; cached scoring runs the chunk's own inputs and keeps keys and values
+    of the rest.
 
     Args:
         chunk: targets of a chunk.
-        window: longest pass over one document, in tokens; at least ``chunk``.
-        widths: number of lengths to which windows are padded.
+        window: longest context of a chunk, itself included, in tokens; at least ``chunk``.
+        cached: whether a pass runs over the chunk alone.
+        tile: rows are padded to a multiple of this.
     """
 
     chunk: int
     window: int
-    widths: int
+    cached: bool
+    tile: int
 
-    def width(self, chunk: int) -> int:
-        """Padded length of the window of a document's ``chunk``-th chunk, in tokens."""
-        unit = -(-self.window // self.widths)
-        used = min((chunk + 1) * self.chunk, self.window)
-        return min(-(-used // unit) * unit, self.window)
+    @property
+    def chunk_rows(self) -> int:
+        """Rows of a chunk, padded."""
+        return -(-self.chunk // self.tile) * self.tile
 
-    def chunks(self, targets: int) -> int:
-        """Chunks of a document with so many targets."""
-        return -(-targets // self.chunk)
+    @property
+    def window_rows(self) -> int:
+        """Most rows that a chunk's pass may take, padded."""
+        return self.chunk_rows if self.cached else -(-self.window // self.tile) * self.tile
+
+    def rows(self, chunks_S: Counts) -> Counts:
+        """Padded rows of the pass over each document's ``chunks_S``-th chunk."""
+        if self.cached:
+            return np.full_like(chunks_S, self.chunk_rows)
+        used = np.minimum((chunks_S + 1) * self.chunk, self.window)
+        return -(-used // self.tile) * self.tile
+
+    def chunks(self, targets_N: Counts) -> Counts:
+        """Chunks of documents with so many targets."""
+        return -(-targets_N // self.chunk)
 
     def work(self, targets_N: Counts) -> Counts:
-        """Tokens of all padded windows of each document, ``[N]``: what scoring it costs."""
-        growing = self.chunks(self.window)
-        cumulative = np.cumsum([0, *(self.width(c) for c in range(growing))], dtype=np.int64)
-        chunks_N = -(-targets_N // self.chunk)
-        return cumulative[np.minimum(chunks_N, growing)] + np.maximum(chunks_N - growing, 0) * self.window
+        """Rows of all passes of each document, ``[N]``: what scoring it costs."""
+        chunks_N = self.chunks(targets_N)
+        if self.cached:
+            return chunks_N * self.chunk_rows
+        growing = -(-self.window // self.chunk)
+        cumulative = np.concatenate([[0], np.cumsum(self.rows(np.arange(growing)))])
+        return cumulative[np.minimum(chunks_N, growing)] + np.maximum(chunks_N - growing, 0) * self.window_rows
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Step:
-    """One forward pass: the next chunk of S documents, in windows padded to one length. Arrays are ``[S]`` int64.
+    """One pass: the next chunk of S documents, packed. Arrays are ``[S]`` int64.
 
     Attributes:
-        width: padded length of every window, in tokens.
         slots: where each document's state lives.
         documents: index of each document in the stream.
-        first: position in the document of the window's first token.
-        length: tokens of the window before padding.
-        row: row of the window that predicts the chunk's first target.
+        first: position in the document of the pass's first token.
+        length: tokens of the pass before padding.
+        rows: rows of the pass with padding.
+        row: row of the pass that predicts the chunk's first target.
         count: targets of the chunk.
         fresh: bool, the document's first chunk: its slot must be reset.
         trains: bool, further chunks follow: the document learns from this one.
     """
 
-    width: int
     slots: Counts
     documents: Counts
     first: Counts
     length: Counts
+    rows: Counts
     row: Counts
     count: Counts
     fresh: npt.NDArray[np.bool_]
@@ -79,59 +95,62 @@ class Step:
 
 
 def schedule(
-    targets_N: Counts, documents: Iterable[int], plan: WindowPlan, *, slots: int, rows: int
-) -> Iterator[list[Step]]:
-    """Rounds of steps until every document is done.
+    targets_N: Counts, documents: Iterable[int], plan: WindowPlan, *, slots: int, rows: int, together: int
+) -> Iterator[Step]:
+    """Steps until every document is done.
 
-    Documents enter free slots in the order given. In a round every open document advances by one chunk; documents
-    whose windows have one padded length run together, as many as ``rows`` tokens allow. A finished document leaves its
-    slot to the next one while the others go on.
+    Documents enter free slots in the order given and leave them when finished. A step takes the open documents with
+    the most chunks to come, one chunk each, as many as fit: a long document is a long chain of steps, and begun late
+    it would run on alone.
 
     Args:
         targets_N: targets of each document of the stream.
         documents: indices into ``targets_N``, taken lazily; documents without targets are passed over.
         plan: chunks and windows.
         slots: documents open at a time.
-        rows: most tokens of a step; at least ``plan.window``.
+        rows: most rows of a step; at least ``plan.window_rows``.
+        together: most documents of a step.
     """
     waiting = (document for document in documents if targets_N[document] > 0)
-    open_documents: dict[int, tuple[int, int]] = {}
+    document_P = np.full(slots, -1, dtype=np.int64)
+    chunk_P = np.zeros(slots, dtype=np.int64)
+    chunks_P = np.zeros(slots, dtype=np.int64)
     while True:
-        for slot in range(slots):
-            if slot not in open_documents and (document := next(waiting, None)) is not None:
-                open_documents[slot] = (document, 0)
-        if not open_documents:
+        for slot in np.flatnonzero(document_P < 0):
+            if (document := next(waiting, None)) is None:
+                break
+            document_P[slot], chunk_P[slot] = document, 0
+            chunks_P[slot] = plan.chunks(targets_N[document])
+        open_slots = np.flatnonzero(document_P >= 0)
+        if not len(open_slots):
             return
-        yield list(_round(open_documents, targets_N, plan, rows))
-        for slot, (document, chunk) in list(open_documents.items()):
-            if chunk + 1 < plan.chunks(int(targets_N[document])):
-                open_documents[slot] = (document, chunk + 1)
-            else:
-                del open_documents[slot]
+        urgent = open_slots[np.argsort(-(chunks_P - chunk_P)[open_slots], kind="stable")]
+        chosen = urgent[_that_fit(plan.rows(chunk_P[urgent]), rows, together)]
+        yield _step(chosen, document_P[chosen], chunk_P[chosen], targets_N, plan)
+        chunk_P[chosen] += 1
+        document_P[chosen[chunk_P[chosen] == chunks_P[chosen]]] = -1
 
 
-def _round(
-    open_documents: dict[int, tuple[int, int]], targets_N: Counts, plan: WindowPlan, rows: int
-) -> Iterator[Step]:
-    by_width: dict[int, list[tuple[int, int, int]]] = {}
-    for slot, (document, chunk) in sorted(open_documents.items()):
-        by_width.setdefault(plan.width(chunk), []).append((slot, document, chunk))
-    for width, members in sorted(by_width.items()):
-        together = rows // width
-        for part in np.array_split(np.array(members, dtype=np.int64), -(-len(members) // together)):
-            yield _step(part, targets_N, plan, width)
+def _that_fit(rows_S: Counts, rows: int, together: int) -> list[int]:
+    chosen, left = [], rows
+    for i, needed in enumerate(rows_S.tolist()):
+        if needed <= left:
+            chosen.append(i)
+            left -= needed
+            if len(chosen) == together:
+                break
+    return chosen
 
 
-def _step(members: Counts, targets_N: Counts, plan: WindowPlan, width: int) -> Step:
-    slots, documents, chunks = members.T.copy()
+def _step(slots: Counts, documents: Counts, chunks: Counts, targets_N: Counts, plan: WindowPlan) -> Step:
     targets, start, stop = targets_N[documents], chunks * plan.chunk, (chunks + 1) * plan.chunk
-    first = np.maximum(stop - plan.window, 0)
+    first = start if plan.cached else np.maximum(stop - plan.window, 0)
     return Step(
-        width=width,
         slots=slots,
         documents=documents,
         first=first,
         length=np.minimum(stop, targets) - first,
+        rows=plan.rows(chunks),
         row=start - first,
         count=np.minimum(stop, targets) - start,
         fresh=chunks == 0,

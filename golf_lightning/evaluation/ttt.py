@@ -6,23 +6,26 @@ from it, each target is scored once, and nothing passes from one document to ano
 """
 
 import contextlib
-import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
 from golf_lightning.errors import GolfError
 from golf_lightning.evaluation.config import TTTConfig
-from golf_lightning.evaluation.documents import DocumentStream
-from golf_lightning.evaluation.scorer import Scorer, TokenBytes
+from golf_lightning.evaluation.documents import DocumentStream, Ids
+from golf_lightning.evaluation.engine import Engine
+from golf_lightning.evaluation.journal import Journal
 from golf_lightning.evaluation.scores import DocumentScores, ScoreProgress
 from golf_lightning.evaluation.slots import schedule
+from golf_lightning.evaluation.watch import Watch
 from golf_lightning.model.gpt import GPT
 
-log = logging.getLogger(__name__)
+TokenBytes = Callable[[Ids, Ids], npt.NDArray[np.int64]]
+"""Bytes of each target from the tokens before the targets and the targets, as ``ByteTable.count`` gives them."""
 
 
 def score_documents(
@@ -35,13 +38,15 @@ def score_documents(
     interval_seconds: float = 5.0,
     elapsed_seconds: float = 0.0,
     keep_target_nats: bool = False,
-    documents: Sequence[int] | None = None,
+    documents: Iterable[int] | None = None,
+    ranks: int = 1,
+    journal: Journal | None = None,
 ) -> DocumentScores:
     """Score every document once, learning from each chunk after its scores are fixed.
 
-    Per chunk: one forward pass over the window that ends with it; its scores; then one AdamW step of the document's
-    adapters on the chunk's mean loss from the same pass. The last chunk is not learned from. The model is left as it
-    was, except that its rotary table covers ``config.window`` positions.
+    Per chunk: one forward pass; its scores; then AdamW on the document's adapters by the chunk's mean loss from the
+    same pass. The last chunk is not learned from. The model is left as it was, except that its rotary table covers
+    the positions that were needed. On a GPU everything is compiled and recorded on noise before the first document.
 
     Args:
         model: runs on its own device, in its own compute dtype, with recurrence as it is set.
@@ -52,7 +57,11 @@ def score_documents(
         interval_seconds: time between calls of ``progress`` and checks of the budget.
         elapsed_seconds: evaluation clock that has passed already, for the budget's projection.
         keep_target_nats: keep the score of each target.
-        documents: indices of the documents to score, in the order in which they enter; all in stream order by default.
+        documents: indices of the documents to score, in the order in which they enter, taken as slots come free; all
+            of them in ``config.order`` by default.
+        ranks: processes that share the stream, for the projection of the time that is left.
+        journal: where finished documents are kept, with every report of progress; those that it knows already must not
+            be among ``documents``, and the sums of those that this rank answers for are taken from it.
 
     Returns:
         Sums by document; for documents that were not asked for they are 0.
@@ -61,18 +70,36 @@ def score_documents(
         GolfError: a token is outside the model's vocabulary, or a score is not finite.
     """
     stream = stream.part(max_documents=config.max_documents, fraction=config.fraction)
-    order = range(len(stream)) if documents is None else documents
-    assert len(set(order)) == len(order), "a document must not be scored twice"
+    known = {} if journal is None else journal.all_known
+    order = [i for i in stream.order(config.order) if i not in known] if documents is None else documents
+    tokens = np.asarray(stream.tokens[: stream.total_targets + 1])
+    _check_vocabulary(tokens, model)
+    # Bytes before each target of the stream, so that a chunk's bytes are one subtraction.
+    bytes_before = np.concatenate([[0], np.cumsum(token_bytes(tokens[:-1], tokens[1:]), dtype=np.int64)])
     # Lightning tests under inference mode, where nothing can be learned.
     with torch.inference_mode(False), frozen(model):
-        model.extend_positions(config.window)
-        scorer = Scorer(model, stream, config, token_bytes, keep_target_nats=keep_target_nats)
-        watch = _Watch(scorer, order, progress, interval_seconds, elapsed_seconds)
-        for steps in schedule(stream.targets, order, config.plan, slots=config.slots, rows=config.rows):
-            for step in steps:
-                scorer.run(step)
-            watch.look()
-        return _collect(scorer, order, watch.report().seconds)
+        model.extend_positions(_positions(stream, config))
+        began = time.monotonic()
+        engine = Engine(
+            model, config, targets=stream.total_targets, documents=len(stream), keep_target_nats=keep_target_nats
+        )
+        engine.warm_up()
+        _wait(engine.device)
+        warm_up_seconds = time.monotonic() - began
+        engine.load(tokens, stream.starts)
+        taken: list[int] = []
+        watch = Watch(
+            engine, stream, bytes_before, progress, interval_seconds, elapsed_seconds + warm_up_seconds,
+            ranks=ranks, journal=journal,
+        )  # fmt: skip
+        limits = {"slots": config.slots, "rows": engine.most.rows, "together": engine.most.documents}
+        for step in schedule(stream.targets, _noted(order, taken), engine.plan, **limits):
+            engine.run(step)
+            watch.look(step)
+        seconds = watch.report().seconds
+    assert known.keys().isdisjoint(taken), "a document that is known must not be scored again"
+    done = {} if journal is None else journal.known
+    return _collect(engine, stream, bytes_before, taken, done, seconds, warm_up_seconds)
 
 
 @contextlib.contextmanager
@@ -88,75 +115,61 @@ def frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-class _Watch:
-    """Reports progress, and warns once when the evaluation clock will not suffice."""
-
-    def __init__(
-        self,
-        scorer: Scorer,
-        order: Sequence[int],
-        progress: Callable[[ScoreProgress], None] | None,
-        interval_seconds: float,
-        elapsed_seconds: float,
-    ) -> None:
-        self._scorer, self._progress, self._interval = scorer, progress, interval_seconds
-        self._elapsed, self._budget = elapsed_seconds, scorer.config.budget_seconds
-        targets_N = scorer.stream.targets[np.asarray(order, dtype=np.int64)]
-        self._documents, self._targets = int(np.count_nonzero(targets_N)), int(targets_N.sum())
-        self._work = int(scorer.config.plan.work(targets_N).sum())
-        self._start = self._last = time.monotonic()
-
-    def look(self) -> None:
-        """Report if it is time to: the scores are on the device, and reading them waits for it."""
-        if time.monotonic() - self._last >= self._interval:
-            self.report()
-            self._last = time.monotonic()
-
-    def report(self) -> ScoreProgress:
-        scorer = self._scorer
-        nats = float(scorer.nats.sum())
-        seconds = time.monotonic() - self._start
-        now = ScoreProgress(
-            documents=scorer.documents_done,
-            documents_total=self._documents,
-            targets=scorer.targets_done,
-            targets_total=self._targets,
-            bytes=scorer.bytes_done,
-            nats=nats,
-            seconds=seconds,
-            projected_seconds=seconds * self._work / scorer.work_done if scorer.work_done else 0.0,
+def _check_vocabulary(tokens: Ids, model: GPT) -> None:
+    if (largest := int(tokens.max())) >= model.config.vocab_size:
+        raise GolfError(
+            f"The split holds token {largest} but the model has {model.config.vocab_size} pieces; "
+            "score it with the data it was trained for."
         )
-        if self._progress is not None:
-            self._progress(now)
-        expected = self._elapsed + now.projected_seconds
-        if self._budget is not None and expected > self._budget:
-            log.warning(
-                "Scoring will take the evaluation clock to about %.0f s, over the budget of %.0f s; "
-                "use larger chunks, a shorter window or a lower rank.",
-                expected,
-                self._budget,
-            )
-            self._budget = None
-        return now
 
 
-def _collect(scorer: Scorer, order: Sequence[int], seconds: float) -> DocumentScores:
-    stream = scorer.stream
+def _positions(stream: DocumentStream, config: TTTConfig) -> int:
+    """Positions that the rotary table must cover: exact windows begin at 0, cached chunks go on counting."""
+    longest = int(stream.targets.max(initial=0)) if config.mode == "cached" else 0
+    return max(config.window, longest + config.chunk)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _noted(order: Iterable[int], taken: list[int]) -> Iterator[int]:
+    """The same, each noted as it is taken."""
+    for document in order:
+        taken.append(document)
+        yield document
+
+
+def _collect(
+    engine: Engine,
+    stream: DocumentStream,
+    bytes_before: npt.NDArray[np.int64],
+    taken: list[int],
+    known: Mapping[int, tuple[float, int]],
+    seconds: float,
+    warm_up_seconds: float,
+) -> DocumentScores:
+    taken_set = set(taken)
+    assert len(taken_set) == len(taken), "a document must not be scored twice"
     asked = np.zeros(len(stream), dtype=np.bool_)
-    asked[np.asarray(order, dtype=np.int64)] = True
-    nats, counts = scorer.nats.cpu(), scorer.counts.cpu()
+    asked[np.asarray([*taken, *known], dtype=np.int64)] = True
+    nats, counts = engine.nats[:-1].cpu(), engine.counts[:-1].cpu()
+    for document, (known_nats, known_targets) in known.items():
+        if document not in taken_set:
+            nats[document], counts[document] = known_nats, known_targets
     assert np.array_equal(counts.numpy(), stream.targets * asked), "a target was not scored exactly once"
     if broken := int((~nats.isfinite()).sum()):
         raise GolfError(
             f"{broken} documents have no finite score; the model's weights are broken, score another model."
         )
-    before = scorer.bytes_before
-    kept = scorer.target_nats
+    kept = engine.target_nats
     return DocumentScores(
         nats=nats,
         targets=counts,
-        bytes=torch.from_numpy((before[stream.starts + stream.targets] - before[stream.starts]) * asked),
+        bytes=torch.from_numpy((bytes_before[stream.starts + stream.targets] - bytes_before[stream.starts]) * asked),
         partial=stream.partial or not asked.all(),
         seconds=seconds,
+        warm_up_seconds=warm_up_seconds,
         target_nats=None if kept is None else kept[:-1].cpu(),
     )

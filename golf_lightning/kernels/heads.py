@@ -215,7 +215,7 @@ class _Prepare(torch.autograd.Function):
     def backward(ctx: Any, dq: Tensor, dk: Tensor, dv: Tensor) -> tuple[Tensor | None, ...]:
         qkv, cos, sin, gain, cu_seqlens = ctx.saved_tensors
         dqkv, parts = torch.ops.golf.prepare_heads_backward(dq, dk, dv, qkv, cos, sin, gain, cu_seqlens)
-        return dqkv, None, None, parts.sum(0).to(gain.dtype), None, None
+        return dqkv, None, None, parts.sum(0).to(gain.dtype) if ctx.needs_input_grad[3] else None, None, None
 
 
 class _Exclude(torch.autograd.Function):

@@ -102,4 +102,4 @@ class _Mix(torch.autograd.Function):
     def backward(ctx: Any, du: Tensor, dn: Tensor) -> tuple[Tensor | None, ...]:
         x, x0, mix = ctx.saved_tensors
         dx, dx0, parts = torch.ops.golf.mix_backward(du, dn, x, x0, mix, ctx.scale)
-        return dx, dx0, parts.sum(0).to(mix.dtype), None
+        return dx, dx0, parts.sum(0).to(mix.dtype) if ctx.needs_input_grad[2] else None, None

@@ -6,18 +6,19 @@ and the two adapters parallel to attention and MLP, follow record PR #1536.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from golf_lightning.errors import GolfError
+from golf_lightning.kernels.backend import KernelBackend
+from golf_lightning.kernels.low_rank import RowSlots, low_rank
 from golf_lightning.model.config import GPTConfig
-from golf_lightning.model.injection import Delta, LayerAdapters
+from golf_lightning.model.injection import Adapt, LayerAdapters
 
-# S slots (documents at a time), W rows of one slot, T = S W tokens, D width, C inputs, V vocabulary, r rank, U virtual
-# layers, F documents
+# P slots, T rows, D width, O outputs, V vocabulary, r rank, R = r times adapters of a group, U layers, F documents
 
 SITES = ("q", "k", "v", "attn", "mlp", "head")
 """Places for an adapter. A site's position here is part of its noise key: append, never reorder."""
@@ -84,49 +85,93 @@ def adapter_shapes(config: GPTConfig, depth: int, adapters: AdapterConfig) -> di
     return shapes
 
 
-class DocumentAdapters:
-    """The adapters of S documents for one pass, as the model's injection points want them.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdapterGroup:
+    """Adapters that read the same rows and write into the same tensor, and therefore run together.
 
-    The rows of the pass are S windows of equal length, one after the other; so are the rows given to the head.
-
-    Args:
-        values: tensors ``[S, *shape]`` named as in :func:`adapter_shapes`; gradients flow to them.
-        dtype: dtype in which the model computes.
-        scale: factor on every adapter's output.
+    Attributes:
+        name: ``qkv``, ``attn``, ``mlp`` or ``head``.
+        sites: the adapters, by their names in ``SITES``.
+        columns: first and last-but-one column of the tensor that each of them writes.
+        depth: virtual layers that have the group, 1 for the head.
     """
 
-    def __init__(self, values: Mapping[str, Tensor], *, dtype: torch.dtype, scale: float = 1.0) -> None:
-        used = {name: value.to(dtype) for name, value in values.items()}
-        self._head = _low_rank(used["head.a"], used["head.b"], scale) if "head.a" in used else None
-        # Taken apart once for all layers: indexing layer by layer would build a full-size gradient for each of them.
-        layered = {name: value.unbind(1) for name, value in used.items() if not name.startswith("head.")}
-        sites = sorted({name.partition(".")[0] for name in layered})
-        depth = len(next(iter(layered.values()), ()))
-        self._layers = [
-            LayerAdapters(
-                **{site: _low_rank(layered[f"{site}.a"][u], layered[f"{site}.b"][u], scale) for site in sites}
-            )
-            for u in range(depth)
-        ]
+    name: str
+    sites: tuple[str, ...]
+    columns: tuple[tuple[int, int], ...]
+    depth: int
+
+    @property
+    def outputs(self) -> int:
+        """Columns written by all of them."""
+        return sum(end - begin for begin, end in self.columns)
+
+
+def adapter_groups(config: GPTConfig, depth: int, adapters: AdapterConfig) -> list[AdapterGroup]:
+    """The groups that are switched on. Arguments as for :func:`adapter_shapes`."""
+    kv_width = config.kv_heads * config.head_dim
+    joint = {"q": 0, "k": config.width, "v": config.width + kv_width}
+    groups = []
+    for name, members in (("qkv", ("q", "k", "v")), ("attn", ("attn",)), ("mlp", ("mlp",)), ("head", ("head",))):
+        sites = tuple(site for site in members if site in adapters.sites)
+        shapes = adapter_shapes(config, depth, adapters)
+        begins = [joint.get(site, 0) for site in sites]
+        columns = tuple((begin, begin + shapes[f"{site}.b"][-2]) for begin, site in zip(begins, sites, strict=True))
+        if sites:
+            groups.append(AdapterGroup(name=name, sites=sites, columns=columns, depth=1 if name == "head" else depth))
+    return groups
+
+
+class DocumentAdapters:
+    """The adapters of all slots for one pass, as the model's injection points want them.
+
+    Args:
+        groups: what there is, from :func:`adapter_groups`.
+        values: by group and part, ``qkv.a`` and so on: the values ``[P, R, D]`` and ``[P, O, r]`` of each virtual
+            layer (of the head, one), in the model's compute dtype; gradients flow to them.
+        rows: which slot each row of the pass belongs to.
+        head_rows: the same for the rows that are given to the head, and to the last layer past its attention.
+        scale: factor on every adapter's output.
+        backend: see :func:`~golf_lightning.kernels.low_rank.low_rank`.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[AdapterGroup],
+        values: Mapping[str, Sequence[Tensor]],
+        rows: RowSlots,
+        head_rows: RowSlots,
+        *,
+        scale: float = 1.0,
+        backend: KernelBackend = "reference",
+    ) -> None:
+        self._groups = {group.name: group for group in groups}
+        self._values, self._rows, self._head_rows = values, rows, head_rows
+        self._scale, self._backend = scale, backend
 
     def layer(self, virtual: int) -> LayerAdapters:
         """See :class:`~golf_lightning.model.injection.Adapters`."""
-        return self._layers[virtual] if self._layers else LayerAdapters()
+        adapters = {}
+        for name, group in self._groups.items():
+            last = virtual == group.depth - 1 and name != "qkv"
+            if name != "head":
+                adapters[name] = self._adapt(name, virtual, self._head_rows if last else self._rows)
+        return LayerAdapters(**adapters)
 
-    def head(self, x_TD: Tensor) -> Tensor:
-        """See :class:`~golf_lightning.model.injection.Adapters`; a scalar zero where the head is not adapted."""
-        return x_TD.new_zeros(()) if self._head is None else self._head(x_TD)
+    def head(self, logits_TV: Tensor, x_TD: Tensor) -> Tensor:
+        """See :class:`~golf_lightning.model.injection.Adapters`."""
+        return self._adapt("head", 0, self._head_rows)(logits_TV, x_TD, None) if "head" in self._groups else logits_TV
 
+    def _adapt(self, name: str, virtual: int, rows: RowSlots) -> Adapt:
+        a_PRD, b_POr = self._values[f"{name}.a"][virtual], self._values[f"{name}.b"][virtual]
 
-def _low_rank(a_SrC: Tensor, b_SOr: Tensor, scale: float) -> Delta:
-    a_SCr, b_SrO = a_SrC.transpose(1, 2), b_SOr.transpose(1, 2)
+        def adapt(base_TO: Tensor, x_TD: Tensor, scale_O: Tensor | None) -> Tensor:
+            return low_rank(
+                base_TO, x_TD, a_PRD, b_POr, rows, self._groups[name].columns,
+                alpha=self._scale, scale_O=scale_O, backend=self._backend,
+            )  # fmt: skip
 
-    def delta(x_TC: Tensor) -> Tensor:
-        h_SWr = torch.bmm(x_TC.unflatten(0, (a_SCr.shape[0], -1)), a_SCr)
-        out_SWO = torch.bmm(h_SWr if scale == 1.0 else h_SWr * scale, b_SrO)
-        return out_SWO.flatten(0, 1)
-
-    return delta
+        return adapt
 
 
 def initial_a(seed: int, documents_F: Tensor, site: str, shape: tuple[int, ...]) -> Tensor:

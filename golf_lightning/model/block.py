@@ -3,7 +3,6 @@
 There is exactly one copy of this mathematics. Training, validation, calibration and test-time training all run it.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch.nn.functional as F
@@ -14,13 +13,10 @@ from golf_lightning.kernels.heads import NORM_EPS, prepare_heads, serves_heads
 from golf_lightning.kernels.heads import exclude_self as exclude_self_fused
 from golf_lightning.kernels.mixing import mix_and_normalize
 from golf_lightning.kernels.mlp import mlp, product
-from golf_lightning.model.injection import LayerAdapters, Recorder, add
+from golf_lightning.model.injection import Attend, LayerAdapters, Recorder
 from golf_lightning.model.rotary import rotate
 
 # T tokens, D width, H query heads, G key/value heads, C = G K, K head dimension, R rotated half
-
-Attend = Callable[[Tensor, Tensor, Tensor, bool], Tensor]
-"""Attention over the pass's segments; the last argument says whether padding rows must come out as zeros."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +40,11 @@ class LayerWeights:
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """What all blocks of one forward pass share."""
+    """What all blocks of one forward pass share.
+
+    ``rows``, where given, are the only rows whose results are wanted: set for the last layer, which past its attention
+    then runs on them alone.
+    """
 
     x0_TD: Tensor
     cos_TR: Tensor
@@ -55,6 +55,11 @@ class Pass:
     xsa: bool
     recorder: Recorder | None
     kernels: KernelBackend
+    rows: Tensor | None = None
+
+    def wanted(self, x_TD: Tensor) -> Tensor:
+        """The rows whose results are wanted."""
+        return x_TD if self.rows is None else x_TD.index_select(0, self.rows)
 
 
 def rms_norm(x: Tensor) -> Tensor:
@@ -72,27 +77,25 @@ def attention_branch(n_TD: Tensor, layer: LayerWeights, run: Pass, adapters: Lay
     if run.recorder is not None:
         run.recorder(f"qkv.{layer.index}", n_TD)
     qkv_TC = F.linear(n_TD, layer.qkv)
-    adapted = adapters.q is not None or adapters.k is not None or adapters.v is not None
-    if serves_heads(run.kernels, run.head_dim, run.cos_TR.shape[1]) and not adapted:
+    if adapters.qkv is not None:
+        qkv_TC = adapters.qkv(qkv_TC, n_TD, None)
+    if serves_heads(run.kernels, run.head_dim, run.cos_TR.shape[1]):
         q, k, v = prepare_heads(qkv_TC, run.cos_TR, run.sin_TR, layer.q_gain, run.cu_seqlens, run.head_dim)
         y_THK = exclude_self_fused(run.attend(q, k, v, False), v, run.cu_seqlens, exclude=run.xsa)
     else:
-        y_THK = _attention(n_TD, qkv_TC, layer, run, adapters)
-    y_TD = y_THK.flatten(-2)
+        y_THK = _attention(qkv_TC, layer, run)
+    y_TD, n_TD = run.wanted(y_THK.flatten(-2)), run.wanted(n_TD)
     if run.recorder is not None:
         run.recorder(f"o.{layer.index}", y_TD)
     out_TD = product(y_TD, layer.o, backend=run.kernels)
-    return out_TD if adapters.attn is None else out_TD + layer.attn_scale * adapters.attn(n_TD)
+    return out_TD if adapters.attn is None else adapters.attn(out_TD, n_TD, layer.attn_scale)
 
 
-def _attention(n_TD: Tensor, qkv_TC: Tensor, layer: LayerWeights, run: Pass, adapters: LayerAdapters) -> Tensor:
-    width = n_TD.shape[-1]
+def _attention(qkv_TC: Tensor, layer: LayerWeights, run: Pass) -> Tensor:
+    width = layer.q_gain.shape[0] * run.head_dim
     kv_width = (qkv_TC.shape[-1] - width) // 2
     parts = qkv_TC.split([width, kv_width, kv_width], dim=-1)
-    q_THK, k_TGK, v_TGK = (
-        add(part, delta, n_TD).unflatten(-1, (-1, run.head_dim))
-        for part, delta in zip(parts, (adapters.q, adapters.k, adapters.v), strict=True)
-    )
+    q_THK, k_TGK, v_TGK = (part.unflatten(-1, (-1, run.head_dim)) for part in parts)
     q_THK = rotate(rms_norm(q_THK), run.cos_TR, run.sin_TR) * layer.q_gain[:, None]
     k_TGK = rotate(rms_norm(k_TGK), run.cos_TR, run.sin_TR)
     y_THK = run.attend(q_THK, k_TGK, v_TGK, True)
@@ -119,13 +122,13 @@ def mlp_branch(x_TD: Tensor, layer: LayerWeights, run: Pass, adapters: LayerAdap
             recorder(f"down.{layer.index}", hidden)
 
     out_TD = mlp(n_TD, layer.up, layer.down, observe=observe, backend=run.kernels)
-    return out_TD if adapters.mlp is None else out_TD + layer.mlp_scale * adapters.mlp(n_TD)
+    return out_TD if adapters.mlp is None else adapters.mlp(out_TD, n_TD, layer.mlp_scale)
 
 
 def serial_block(x_TD: Tensor, layer: LayerWeights, run: Pass, adapters: LayerAdapters) -> Tensor:
     """Attention, then the MLP on its result."""
     u_TD, n_TD = enter(x_TD, layer, run)
-    x_TD = u_TD + attention_branch(n_TD, layer, run, adapters)
+    x_TD = run.wanted(u_TD) + attention_branch(n_TD, layer, run, adapters)
     return x_TD + mlp_branch(x_TD, layer, run, adapters)
 
 
@@ -147,13 +150,14 @@ def parallel_block(
     """
     lane0_TD, lane1_TD = lanes
     u_TD, n_TD = enter(lane0_TD, layer, run)
+    lane0_TD, lane1_TD, u_TD = run.wanted(lane0_TD), run.wanted(lane1_TD), run.wanted(u_TD)
     attn_TD = attention_branch(n_TD, layer, run, adapters)
     mlp_TD = mlp_branch(lane1_TD, layer, run, adapters)
     if lane is None:
         return u_TD + attn_TD, lane1_TD + mlp_TD
-    joined = (
+    joined = [
         residual * x + attn * attn_TD + mlp * mlp_TD
-        for x, residual, attn, mlp in zip(lanes, lane.residual, lane.attn, lane.mlp, strict=True)
-    )
+        for x, residual, attn, mlp in zip((lane0_TD, lane1_TD), lane.residual, lane.attn, lane.mlp, strict=True)
+    ]
     lane0_TD, lane1_TD = joined
     return lane0_TD, lane1_TD

@@ -1,5 +1,7 @@
 """The banked GPT: every matrix of a kind lives in one tensor, and every forward pass takes packed documents."""
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,7 +11,7 @@ from golf_lightning.kernels.backend import KernelBackend, choose_kernels
 from golf_lightning.kernels.cross_entropy import head_nll, softcap_logits, softcapped_nll
 from golf_lightning.model.block import LaneWeights, LayerWeights, Pass, parallel_block, rms_norm, serial_block
 from golf_lightning.model.config import GPTConfig
-from golf_lightning.model.injection import NO_ADAPTERS, Adapters, Recorder
+from golf_lightning.model.injection import NO_ADAPTERS, Adapters, Context, Recorder
 from golf_lightning.model.order import LayerPlan, layer_plan, vector_shapes
 from golf_lightning.model.rotary import document_positions, rotary_table
 
@@ -115,11 +117,30 @@ class GPT(nn.Module):
         return self.nll(self.features(tokens, cu_seqlens), targets)
 
     def features(
-        self, tokens: Tensor, cu_seqlens: Tensor, *, adapters: Adapters | None = None, recorder: Recorder | None = None
+        self,
+        tokens: Tensor,
+        cu_seqlens: Tensor,
+        *,
+        adapters: Adapters | None = None,
+        recorder: Recorder | None = None,
+        context: Context | None = None,
+        rows: Tensor | None = None,
     ) -> Tensor:
-        """The normalized final hidden states ``[T, D]`` that the head reads, with optional injections."""
+        """The normalized final hidden states ``[T, D]`` that the head reads, with optional injections.
+
+        Args:
+            tokens: ``[T]`` int64.
+            cu_seqlens: ``[S + 1]`` int32, see :class:`~golf_lightning.data.batch.PackedBatch`.
+            adapters: added to what the matrices give.
+            recorder: sees what enters the matrices.
+            context: what the rows see beside each other.
+            rows: int64; only these rows are wanted and given, in this order, and the last layer runs past its attention
+                on them alone, as do the adapters there.
+        """
+        assert recorder is None or rows is None, "a recorder sees all rows"
         x0_TD = rms_norm(F.embedding(tokens, self.embedding).to(self.compute_dtype))
-        x_TD = self._run_layers(x0_TD, self._start_pass(x0_TD, cu_seqlens, recorder), adapters)
+        run = self._start_pass(x0_TD, cu_seqlens, recorder, context)
+        x_TD = self._run_layers(x0_TD, run, adapters, context, rows)
         n_TD = rms_norm(x_TD)
         if recorder is not None:
             recorder("head", n_TD)
@@ -128,7 +149,7 @@ class GPT(nn.Module):
     def head(self, n_TD: Tensor, *, adapters: Adapters | None = None) -> Tensor:
         """Raw logits ``[T, V]`` in the compute dtype, before the softcap."""
         z_TV = F.linear(n_TD, self._cast(self.embedding))
-        return z_TV if adapters is None else z_TV + adapters.head(n_TD)
+        return z_TV if adapters is None else adapters.head(z_TV, n_TD)
 
     def nll(self, n_TD: Tensor, targets: Tensor, *, adapters: Adapters | None = None) -> Tensor:
         """Negative log-likelihood ``[T]`` in nats of targets for final hidden states; any subset of rows will do."""
@@ -144,11 +165,14 @@ class GPT(nn.Module):
         n_TD = self.features(tokens, cu_seqlens, adapters=adapters, recorder=recorder)
         return softcap_logits(self.head(n_TD, adapters=adapters), self.config.softcap)
 
-    def _start_pass(self, x0_TD: Tensor, cu_seqlens: Tensor, recorder: Recorder | None) -> Pass:
+    def _start_pass(
+        self, x0_TD: Tensor, cu_seqlens: Tensor, recorder: Recorder | None, context: Context | None
+    ) -> Pass:
         backend = choose_backend(self.attention, x0_TD.device)
         max_seqlen = self.rotary.shape[1]
         # Padding rows count on from the last segment and may run past the table.
-        positions_T = document_positions(x0_TD.shape[0], cu_seqlens).remainder(max_seqlen)
+        positions_T = document_positions(x0_TD.shape[0], cu_seqlens) if context is None else context.positions
+        positions_T = positions_T.remainder(max_seqlen)
         cos_TR, sin_TR = self.rotary[:, positions_T].unbind(0)
 
         def attend(q: Tensor, k: Tensor, v: Tensor, masked: bool) -> Tensor:
@@ -166,12 +190,17 @@ class GPT(nn.Module):
             kernels=self._kernels_on(x0_TD),
         )
 
-    def _run_layers(self, x_TD: Tensor, run: Pass, adapters: Adapters | None) -> Tensor:
+    def _run_layers(
+        self, x_TD: Tensor, run: Pass, adapters: Adapters | None, context: Context | None, rows: Tensor | None
+    ) -> Tensor:
         plan, layers = self.plan, self._layers()
         per_layer = [NO_ADAPTERS if adapters is None else adapters.layer(v) for v in range(plan.depth)]
+        runs = [run if context is None else replace(run, attend=context.attend(v)) for v in range(plan.depth)]
+        if rows is not None:
+            runs[-1] = replace(runs[-1], rows=rows)
         skips: list[Tensor] = []
         for virtual, i in enumerate(plan.encoder):
-            x_TD = serial_block(x_TD, layers[i], run, per_layer[virtual])
+            x_TD = serial_block(x_TD, layers[i], runs[virtual], per_layer[virtual])
             skips.append(x_TD)
         skip_weight, skip_gate = self._cast(self.skip_weight).unbind(0), self._cast(self.skip_gate.sigmoid()).unbind(0)
         lane_weights = self._lane_weights()
@@ -185,9 +214,9 @@ class GPT(nn.Module):
                 entering = gate * entering + (1 - gate) * skip
                 x_TD, lanes = (entering, None) if lanes is None else (x_TD, (entering, lanes[1]))
             if lanes is None:
-                x_TD = serial_block(x_TD, layers[i], run, per_layer[virtual])
+                x_TD = serial_block(x_TD, layers[i], runs[virtual], per_layer[virtual])
             else:
-                lanes = parallel_block(lanes, layers[i], run, per_layer[virtual], lane_weights[i])
+                lanes = parallel_block(lanes, layers[i], runs[virtual], per_layer[virtual], lane_weights[i])
         return x_TD if lanes is None else self._join_lanes(lanes)
 
     def _join_lanes(self, lanes: tuple[Tensor, Tensor]) -> Tensor:

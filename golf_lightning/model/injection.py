@@ -15,8 +15,12 @@ from torch import Tensor
 Recorder = Callable[[str, Tensor], None]
 """Called as ``recorder(site, x_TC)`` with the activations that enter a matrix; sites are those of ``matrix_inputs``."""
 
-Delta = Callable[[Tensor], Tensor]
-"""Maps an input ``[T, D]`` to what is added to a matrix's output for the same rows."""
+Attend = Callable[[Tensor, Tensor, Tensor, bool], Tensor]
+"""Attention over the pass's segments; the last argument says whether padding rows must come out as zeros."""
+
+Adapt = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""Called as ``adapt(base_TO, x_TD, scale_O)`` for the rows of a pass: ``base`` with ``scale`` times what the adapter
+makes of ``x`` added to it; no scale means 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,16 +28,15 @@ class LayerAdapters:
     """The adapters of one virtual layer; ``None`` adds nothing.
 
     Attributes:
-        q, k, v: read the normalized block input and add to the projections, before head norm and rotary.
-        attn: reads the same input and adds to the attention's output, before its scale.
-        mlp: reads the MLP's normalized input and adds to the MLP's output, before its scale.
+        qkv: reads the normalized block input and adds to the joint projection, before head norm and rotary.
+        attn: reads the same input and adds to the attention's output, which is scaled already. In the last layer of a
+            pass that wants some rows only, these rows.
+        mlp: likewise reads the MLP's normalized input and adds to the MLP's output, which is scaled already.
     """
 
-    q: Delta | None = None
-    k: Delta | None = None
-    v: Delta | None = None
-    attn: Delta | None = None
-    mlp: Delta | None = None
+    qkv: Adapt | None = None
+    attn: Adapt | None = None
+    mlp: Adapt | None = None
 
 
 class Adapters(Protocol):
@@ -43,14 +46,22 @@ class Adapters(Protocol):
         """Adapters of the virtual layer that runs ``virtual``-th, from 0."""
         ...
 
-    def head(self, x_TD: Tensor) -> Tensor:
-        """What is added to the raw logits ``[T, V]`` of these rows, before the softcap."""
+    def head(self, logits_TV: Tensor, x_TD: Tensor) -> Tensor:
+        """The raw logits of these rows with what the head's adapter adds to them, before the softcap."""
         ...
 
 
 NO_ADAPTERS = LayerAdapters()
 
 
-def add(base: Tensor, delta: Delta | None, x: Tensor) -> Tensor:
-    """``base + delta(x)``, or ``base`` where there is no adapter."""
-    return base if delta is None else base + delta(x)
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a pass sees beside its own rows, where these continue documents whose beginnings ran before.
+
+    Attributes:
+        positions: ``[T]`` int64, position of each row in its document.
+        attend: attention of a virtual layer, from 0, given its queries, keys and values.
+    """
+
+    positions: Tensor
+    attend: Callable[[int], Attend]

@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from ttt_cases import CHUNK, LENGTHS, reference, score, small_config, small_gpt, small_split
+from ttt_cases import CHUNK, LENGTHS, cached_reference, reference, score, small_config, small_gpt, small_split
 
 from golf_lightning.evaluation.slot_state import SlotState
 from golf_lightning.model.adapters import AdapterConfig
@@ -30,6 +30,7 @@ def test_scores_equal_one_document_at_a_time(recurrent):
         {"chunk": 1, "eps": 1e-3},
         {"chunk": 2},
         {"chunk": 10},
+        {"steps": 3},
         {"chunk": 3, "window": 7},
         {"window": 40},
         {"weight_decay": 5.0, "beta2": 0.9},
@@ -43,6 +44,33 @@ def test_scores_equal_one_document_at_a_time(recurrent):
 def test_every_option_follows_the_reference(fields):
     model, tokens, config = small_gpt(), small_split(), small_config(**fields)
     assert worst(score(model, tokens, config).target_nats, reference(model, tokens, config)) < 1e-9
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"beta1": 0.9},
+        {"chunk": 1, "eps": 1e-3},
+        {"chunk": 3, "window": 7},
+        {"chunk": 10},
+        {"window": 40},
+        {"steps": 2},
+        {"lr": 0.0},
+        {"adapters": AdapterConfig(rank=2, q=False, v=False)},
+        {"adapters": AdapterConfig(rank=2, q=False, k=False, v=False, attn=False, mlp=False)},
+    ],
+    ids=str,
+)
+def test_cached_scores_equal_lists_of_keys_and_values_one_document_at_a_time(fields):
+    model, tokens, config = small_gpt(), small_split(), small_config(mode="cached", **fields)
+    assert worst(score(model, tokens, config).target_nats, cached_reference(model, tokens, config)) < 1e-9
+
+
+def test_without_learning_a_cache_changes_nothing_while_the_window_holds_the_document():
+    model, tokens = small_gpt(), small_split()
+    exact, cached = (score(model, tokens, small_config(mode=mode, lr=0.0, window=24)) for mode in ("exact", "cached"))
+    assert worst(exact.target_nats, cached.target_nats) < 1e-12
 
 
 @pytest.mark.parametrize("lanes", ["isolated", "none"])
@@ -84,15 +112,30 @@ def test_learning_helps_on_a_document_that_repeats_itself():
     assert learned.mean_nats < plain.mean_nats - 0.1
 
 
-@pytest.mark.parametrize("fields", [{"slots": 1}, {"slots": 9}, {"rows": 10}, {"widths": 1}, {"widths": 10}], ids=str)
-def test_scores_do_not_depend_on_the_batch(fields):
+@pytest.mark.parametrize("mode", ["exact", "cached"])
+@pytest.mark.parametrize("fields", [{"slots": 1}, {"slots": 9}, {"rows": 10}], ids=str)
+def test_scores_do_not_depend_on_the_batch(fields, mode):
     model, tokens = small_gpt(), small_split()
-    expected = score(model, tokens, small_config())
-    assert worst(score(model, tokens, small_config(**fields)).target_nats, expected.target_nats) < 1e-9
+    expected = score(model, tokens, small_config(mode=mode))
+    assert worst(score(model, tokens, small_config(mode=mode, **fields)).target_nats, expected.target_nats) < 1e-9
 
 
-def test_scores_do_not_depend_on_the_order_of_documents():
-    model, tokens, config = small_gpt(), small_split(), small_config()
+@pytest.mark.parametrize("mode", ["exact", "cached"])
+def test_stream_window_and_sorted_order_give_equal_sums(mode):
+    model, tokens = small_gpt(), small_split()
+    stream, window, by_length = (
+        score(model, tokens, small_config(order=order, mode=mode)) for order in ("stream", "window", "sorted")
+    )
+    for other in (window, by_length):
+        assert worst(other.nats, stream.nats) < 1e-9
+        assert other.total_nats == pytest.approx(stream.total_nats, abs=1e-9)
+        assert torch.equal(other.targets, stream.targets)
+        assert torch.equal(other.bytes, stream.bytes)
+
+
+@pytest.mark.parametrize("mode", ["exact", "cached"])
+def test_scores_do_not_depend_on_the_order_of_documents(mode):
+    model, tokens, config = small_gpt(), small_split(), small_config(mode=mode)
     order = random.Random(0).sample(range(len(LENGTHS)), len(LENGTHS))
     mixed, expected = score(model, tokens, config, documents=order), score(model, tokens, config)
     assert worst(mixed.target_nats, expected.target_nats) < 1e-9
@@ -120,17 +163,18 @@ def test_all_slots_of_a_long_split_are_used_again():
     assert worst(score(model, tokens, config).target_nats, reference(model, tokens, config)) < 1e-9
 
 
+@pytest.mark.parametrize("mode", ["exact", "cached"])
 @pytest.mark.parametrize("slots", [1, 4])
-def test_a_document_learns_once_a_chunk_and_never_from_its_last(slots, monkeypatch):
+def test_a_document_learns_once_a_chunk_and_never_from_its_last(mode, slots, monkeypatch):
     updates = []
     update = SlotState.update
 
-    def counted(self, slots, rows, grads):
-        updates.extend(slots)
-        update(self, slots, rows, grads)
+    def counted(self, learners, grads):
+        updates.extend(slot for slot in learners.tolist() if slot != self.empty)
+        update(self, learners, grads)
 
     monkeypatch.setattr(SlotState, "update", counted)
-    score(small_gpt(), small_split(), small_config(slots=slots))
+    score(small_gpt(), small_split(), small_config(slots=slots, mode=mode))
     assert len(updates) == sum(-(-n // CHUNK) - 1 for n in LENGTHS)
 
 

@@ -14,9 +14,10 @@ LONG = 2
 
 @pytest.mark.parametrize("attention", ["reference", "segments"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("mode", ["exact", "cached"])
 @pytest.mark.parametrize("position", [1, 2, CHUNK - 1, CHUNK, CHUNK + 1, 13, LENGTHS[LONG] - 1])
-def test_changing_a_token_moves_no_earlier_score(attention, dtype, position):
-    model, config = small_gpt(dtype, attention=attention), small_config()
+def test_changing_a_token_moves_no_earlier_score(attention, dtype, mode, position):
+    model, config = small_gpt(dtype, attention=attention), small_config(mode=mode)
     tokens, changed = small_split(), small_split()
     place = STARTS[LONG] + position
     changed[place] = 2 + (changed[place] - 1) % 17
@@ -25,8 +26,9 @@ def test_changing_a_token_moves_no_earlier_score(attention, dtype, position):
     assert before[place - 1] != after[place - 1]
 
 
-def test_changing_a_token_moves_the_scores_of_no_other_document():
-    model, config = small_gpt(), small_config()
+@pytest.mark.parametrize("mode", ["exact", "cached"])
+def test_changing_a_token_moves_the_scores_of_no_other_document(mode):
+    model, config = small_gpt(), small_config(mode=mode)
     tokens, changed = small_split(), small_split()
     changed[STARTS[LONG] + 3] = 2 + (changed[STARTS[LONG] + 3] - 1) % 17
     before, after = score(model, tokens, config), score(model, changed, config)
@@ -34,16 +36,18 @@ def test_changing_a_token_moves_the_scores_of_no_other_document():
     assert torch.equal(before.nats[others], after.nats[others])
 
 
+@pytest.mark.parametrize("mode", ["exact", "cached"])
 @pytest.mark.parametrize("cut", range(9, 17))
-def test_where_a_document_ends_moves_no_earlier_score(cut):
-    model, config = small_gpt(), small_config()
+def test_where_a_document_ends_moves_no_earlier_score(cut, mode):
+    model, config = small_gpt(), small_config(mode=mode)
     tokens = small_split([23])
     whole, short = (score(model, kept, config).target_nats for kept in (tokens, tokens[: cut + 1]))
     assert (whole[:cut] - short).abs().max() < 1e-12
 
 
-def test_every_target_is_scored_once():
-    scores = score(small_gpt(), small_split(), small_config())
+@pytest.mark.parametrize("mode", ["exact", "cached"])
+def test_every_target_is_scored_once(mode):
+    scores = score(small_gpt(), small_split(), small_config(mode=mode))
     assert scores.targets.tolist() == list(LENGTHS)
     assert scores.target_nats.isfinite().all()
     torch.testing.assert_close(scores.total_nats, scores.target_nats.sum().item())
@@ -86,8 +90,11 @@ def test_it_learns_where_gradients_are_off(outside):
     assert torch.equal(inside.target_nats, score(model, tokens, config).target_nats)
 
 
-def test_the_same_run_gives_the_same_bits():
-    first, second = (score(small_gpt(torch.float32), small_split(), small_config()).target_nats for _ in range(2))
+@pytest.mark.parametrize("mode", ["exact", "cached"])
+def test_the_same_run_gives_the_same_bits(mode):
+    first, second = (
+        score(small_gpt(torch.float32), small_split(), small_config(mode=mode)).target_nats for _ in range(2)
+    )
     assert torch.equal(first, second)
 
 

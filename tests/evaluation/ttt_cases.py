@@ -1,5 +1,7 @@
 """A small network, a small split, and test-time training written out for one document at a time."""
 
+import functools
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -11,7 +13,7 @@ from golf_lightning.evaluation.ttt import score_documents
 from golf_lightning.model.adapters import AdapterConfig, adapter_shapes, initial_a
 from golf_lightning.model.config import GPTConfig
 from golf_lightning.model.gpt import GPT
-from golf_lightning.model.injection import LayerAdapters
+from golf_lightning.model.injection import Context, LayerAdapters
 
 CHUNK, WINDOW = 4, 10
 LENGTHS = (1, CHUNK, 23, CHUNK + 1, 2, CHUNK - 1, 2 * CHUNK, WINDOW, 14)
@@ -45,13 +47,13 @@ def small_config(**fields) -> TTTConfig:
     """Steps large enough that learning shows."""
     return TTTConfig(
         **{
+            "mode": "exact",
             "adapters": AdapterConfig(rank=3),
             "lr": 0.02,
             "chunk": CHUNK,
             "window": WINDOW,
             "slots": 3,
             "rows": 64,
-            "widths": 3,
             "seed": 5,
             **fields,
         }
@@ -82,16 +84,28 @@ class OneDocument:
                 value = initial_a(config.seed, torch.tensor([document]), name[:-2], shape)[0].to(model.compute_dtype)
             self.values[name] = value.requires_grad_()
 
-    def _delta(self, site, *virtual):
+        self.kv_width = model.config.kv_heads * model.config.head_dim
+        self.width = model.config.width
+
+    def _delta(self, site, outputs, x, *virtual):
+        if f"{site}.a" not in self.values:
+            return x.new_zeros(len(x), outputs)
         a, b = self.values[f"{site}.a"][virtual], self.values[f"{site}.b"][virtual]
-        return lambda x: self.scale * (b @ (a @ x.T)).T
+        return self.scale * (b @ (a @ x.T)).T
 
     def layer(self, virtual):
-        sites = [name[:-2] for name in self.values if name.endswith(".a") and name != "head.a"]
-        return LayerAdapters(**{site: self._delta(site, virtual) for site in sites})
+        widths = {"q": self.width, "k": self.kv_width, "v": self.kv_width}
 
-    def head(self, x):
-        return self._delta("head")(x) if "head.a" in self.values else torch.zeros((), dtype=x.dtype)
+        def qkv(base, x, _):
+            return base + torch.cat([self._delta(site, out, x, virtual) for site, out in widths.items()], dim=1)
+
+        def parallel(site):
+            return lambda base, x, scale: base + scale * self._delta(site, self.width, x, virtual)
+
+        return LayerAdapters(qkv=qkv, attn=parallel("attn"), mlp=parallel("mlp"))
+
+    def head(self, logits, x):
+        return logits + self._delta("head", logits.shape[1], x)
 
 
 def reference(model: GPT, tokens: np.ndarray, config: TTTConfig, *, learn_first=False) -> torch.Tensor:
@@ -125,13 +139,77 @@ def reference_document(model, tokens, document, config, learn_first):
             nats = F.nll_loss(logits.log_softmax(-1), tokens[start + 1 : stop + 1], reduction="none")
             return nats[begin - start :]
 
-        nats = chunk_nats()
-        if optimizer is not None and begin + config.chunk < targets:
+        nats = loss = chunk_nats()
+        for turn in range(config.steps if optimizer is not None and begin + config.chunk < targets else 0):
+            loss = loss if turn == 0 else chunk_nats()
             optimizer.zero_grad()
-            nats.mean().backward()
+            loss.mean().backward()
             optimizer.step()
-            if learn_first:
-                nats = chunk_nats()
+        if learn_first:
+            nats = chunk_nats()
         scores.append(nats.detach())
+    model.zero_grad()
+    return torch.cat(scores)
+
+
+def cached_reference(model: GPT, tokens: np.ndarray, config: TTTConfig) -> torch.Tensor:
+    """Cached scoring, one document after the other: a chunk sees the keys and values of its predecessors as they were
+    when those were scored, written out as lists."""
+    documents = [torch.from_numpy(document.astype(np.int64)) for document in DocumentStream(tokens)]
+    return torch.cat(
+        [cached_document(model, document, i, config) for i, document in enumerate(documents) if len(document) > 1]
+    )
+
+
+class Past:
+    """Keys and values of a document's scored positions, of each virtual layer, as plain lists."""
+
+    def __init__(self, model, window):
+        self.layers = [([], []) for _ in range(model.plan.depth)]
+        self.window, self.groups = window, model.config.heads // model.config.kv_heads
+
+    def attend(self, virtual, first, keeps):
+        keys, values = self.layers[virtual]
+
+        def run(q, k, v, masked):
+            old = [torch.stack(kept[first:]) if kept[first:] else x[:0] for kept, x in ((keys, k), (values, v))]
+            if keeps:
+                self.new[virtual] = k.detach(), v.detach()
+            pairs = zip(old, (k, v), strict=True)
+            k_all, v_all = (torch.cat(pair).repeat_interleave(self.groups, dim=1) for pair in pairs)
+            seen = torch.arange(len(k_all)) <= len(old[0]) + torch.arange(len(q))[:, None]
+            scores = torch.einsum("qhk,nhk->hqn", q, k_all) * q.shape[-1] ** -0.5
+            weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+            return torch.einsum("hqn,nhk->qhk", weights, v_all)
+
+        return run
+
+
+def cached_document(model, tokens, document, config):
+    adapters = OneDocument(model, document, config) if config.lr else None
+    options = {"betas": (config.beta1, config.beta2), "eps": config.eps, "weight_decay": config.weight_decay}
+    optimizer = torch.optim.AdamW(adapters.values.values(), lr=config.lr, **options) if adapters else None
+    past, scores, targets = Past(model, config.window), [], len(tokens) - 1
+    model.extend_positions(targets + 1)
+    for begin in range(0, targets, config.chunk):
+        stop = min(begin + config.chunk, targets)
+        first = max(0, begin + config.chunk - config.window)
+        past.new = {}
+        for turn in range(config.steps):
+            attend = functools.partial(past.attend, first=first, keeps=turn == 0)
+            context = Context(torch.arange(begin, stop), attend)
+            bounds = torch.tensor([0, stop - begin]).int()
+            n = model.features(tokens[begin:stop], bounds, adapters=adapters, context=context)
+            logits = model.config.softcap * torch.tanh(model.head(n, adapters=adapters) / model.config.softcap)
+            nats = F.nll_loss(logits.log_softmax(-1), tokens[begin + 1 : stop + 1], reduction="none")
+            if turn == 0:
+                scores.append(nats.detach())
+            if optimizer is not None and stop < targets:
+                optimizer.zero_grad()
+                nats.mean().backward()
+                optimizer.step()
+        for virtual, (keys, values) in enumerate(past.layers):
+            keys.extend(past.new[virtual][0])
+            values.extend(past.new[virtual][1])
     model.zero_grad()
     return torch.cat(scores)

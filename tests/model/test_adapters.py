@@ -3,7 +3,15 @@ import pytest
 import torch
 
 from golf_lightning.errors import GolfError
-from golf_lightning.model.adapters import SITES, AdapterConfig, DocumentAdapters, adapter_shapes, initial_a
+from golf_lightning.kernels.low_rank import RowSlots
+from golf_lightning.model.adapters import (
+    SITES,
+    AdapterConfig,
+    DocumentAdapters,
+    adapter_groups,
+    adapter_shapes,
+    initial_a,
+)
 from golf_lightning.model.config import GPTConfig
 from golf_lightning.model.gpt import GPT
 from golf_lightning.model.order import layer_plan
@@ -26,9 +34,29 @@ def tiny_gpt(lanes="crossed", dtype=torch.float32):
 
 
 def random_values(model, slots, config, seed=0):
+    """Values of ``slots`` slots and the one of no document, by group and part, one tensor a layer."""
     torch.manual_seed(seed)
-    shapes = adapter_shapes(model.config, model.plan.depth, config)
-    return {name: torch.randn(slots, *shape, dtype=model.compute_dtype) * 0.3 for name, shape in shapes.items()}
+    groups, values = adapter_groups(model.config, model.plan.depth, config), {}
+    for group in groups:
+        shapes = {"a": (config.rank * len(group.sites), model.config.width), "b": (group.outputs, config.rank)}
+        for part, shape in shapes.items():
+            values[f"{group.name}.{part}"] = [
+                torch.randn(slots + 1, *shape, dtype=model.compute_dtype) * 0.3 for _ in range(group.depth)
+            ]
+    return groups, values
+
+
+def rows_of(*lengths):
+    """Segments of these lengths in slots 0, 1 and so on, a tile a row."""
+    slots = torch.arange(len(lengths), dtype=torch.int32)
+    bounds = torch.tensor([0, *lengths]).cumsum(0).int()
+    return RowSlots(1, slots.repeat_interleave(torch.tensor(lengths)), bounds, slots), bounds
+
+
+def adapters_of(model, config, *lengths, values=None):
+    groups, drawn = random_values(model, len(lengths), config)
+    rows, bounds = rows_of(*lengths)
+    return DocumentAdapters(groups, drawn if values is None else values, rows, rows, scale=config.scale), bounds
 
 
 def mix(x):
@@ -108,51 +136,58 @@ def test_a_document_has_8_36_million_values_at_full_size():
 
 @pytest.mark.parametrize("lanes", ["crossed", "isolated", "none"])
 def test_adapters_at_zero_equal_none(lanes):
-    model = tiny_gpt(lanes)
-    values = random_values(model, 3, AdapterConfig(rank=2))
+    model, config = tiny_gpt(lanes), AdapterConfig(rank=2)
+    _, values = random_values(model, 3, config)
     for name in values:
         if name.endswith(".b"):
-            values[name].zero_()
-    adapters = DocumentAdapters(values, dtype=torch.float32)
-    tokens, bounds = torch.randint(11, (12,)), torch.tensor([0, 4, 8, 12]).int()
+            values[name] = [torch.zeros_like(layer) for layer in values[name]]
+    adapters, bounds = adapters_of(model, config, 4, 3, 5, values=values)
+    tokens = torch.randint(11, (12,))
     assert torch.equal(model.logits(tokens, bounds, adapters=adapters), model.logits(tokens, bounds))
 
 
 @pytest.mark.parametrize("site", SITES)
 def test_each_site_changes_the_output(site):
     model = tiny_gpt()
-    config = AdapterConfig(rank=2, **{name: name == site for name in SITES})
-    adapters = DocumentAdapters(random_values(model, 1, config), dtype=torch.float32)
-    tokens, bounds = torch.arange(6), torch.tensor([0, 6]).int()
+    adapters, bounds = adapters_of(model, AdapterConfig(rank=2, **{name: name == site for name in SITES}), 6)
+    tokens = torch.arange(6)
     assert not torch.allclose(model.logits(tokens, bounds, adapters=adapters), model.logits(tokens, bounds), atol=1e-3)
 
 
 def test_slots_run_together_equal_each_alone():
-    model = tiny_gpt(dtype=torch.float64)
-    values = random_values(model, 3, AdapterConfig(rank=2))
-    tokens = torch.randint(11, (3, 5))
-    together = DocumentAdapters(values, dtype=torch.float64)
-    logits = model.logits(tokens.flatten(), torch.tensor([0, 5, 10, 15]).int(), adapters=together).unflatten(0, (3, 5))
-    for slot in range(3):
-        alone = DocumentAdapters({n: value[slot : slot + 1] for n, value in values.items()}, dtype=torch.float64)
-        expected = model.logits(tokens[slot], torch.tensor([0, 5]).int(), adapters=alone)
-        torch.testing.assert_close(logits[slot], expected, rtol=0, atol=1e-12)
+    model, config, lengths = tiny_gpt(dtype=torch.float64), AdapterConfig(rank=2), (5, 2, 7)
+    _, values = random_values(model, 3, config)
+    together, bounds = adapters_of(model, config, *lengths, values=values)
+    tokens = torch.randint(11, (14,))
+    logits = model.logits(tokens, bounds, adapters=together)
+    for slot, length in enumerate(lengths):
+        own = slice(bounds[slot], bounds[slot + 1])
+        kept = {name: [layer[[slot, 3]] for layer in layers] for name, layers in values.items()}
+        alone, single = adapters_of(model, config, length, values=kept)
+        expected = model.logits(tokens[own], single, adapters=alone)
+        torch.testing.assert_close(logits[own], expected, rtol=0, atol=1e-12)
 
 
-def test_an_adapter_adds_b_a_x_times_the_scale():
-    model = tiny_gpt(dtype=torch.float64)
-    config = AdapterConfig(rank=2, alpha=3.0)
-    values = random_values(model, 1, config)
-    x = torch.randn(5, 8, dtype=torch.float64)
-    adapters = DocumentAdapters(values, dtype=torch.float64, scale=config.scale)
-    expected = 1.5 * x @ values["k.a"][0, 1].T @ values["k.b"][0, 1].T
-    torch.testing.assert_close(adapters.layer(1).k(x), expected)
+def test_an_adapter_adds_b_a_x_times_the_scales():
+    model, config = tiny_gpt(dtype=torch.float64), AdapterConfig(rank=2, alpha=3.0, q=False)
+    _, values = random_values(model, 1, config)
+    adapters, _ = adapters_of(model, config, 5, values=values)
+    x, base, scale = (torch.randn(*shape, dtype=torch.float64) for shape in ((5, 8), (5, 16), (16,)))
+    a, b = values["qkv.a"][1][0], values["qkv.b"][1][0]
+    expected = base.clone()
+    for columns, inner, rows in ((slice(8, 12), slice(0, 2), slice(0, 4)), (slice(12, 16), slice(2, 4), slice(4, 8))):
+        expected[:, columns] += 1.5 * scale[columns] * (x @ a[inner].T @ b[rows].T)
+    torch.testing.assert_close(adapters.layer(1).qkv(base, x, scale), expected)
 
 
-def test_float32_values_are_used_in_the_compute_dtype():
-    model = tiny_gpt()
-    adapters = DocumentAdapters(random_values(model, 1, AdapterConfig(rank=2)), dtype=torch.bfloat16)
-    assert adapters.head(torch.zeros(4, 8, dtype=torch.bfloat16)).dtype == torch.bfloat16
+def test_groups_name_the_columns_that_their_sites_write():
+    config = GPTConfig()
+    groups = {group.name: group for group in adapter_groups(config, 17, AdapterConfig(k=False))}
+    assert groups["qkv"].sites == ("q", "v")
+    assert groups["qkv"].columns == ((0, 512), (768, 1024))
+    assert groups["qkv"].outputs == 768
+    assert groups["head"].columns == ((0, 8192),)
+    assert (groups["head"].depth, groups["mlp"].depth) == (1, 17)
 
 
 @pytest.mark.parametrize(

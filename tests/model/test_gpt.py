@@ -9,9 +9,10 @@ from small import pack, random_model, small_config
 from torch import Tensor
 
 from golf_lightning.data.batch import IGNORED
+from golf_lightning.kernels.attention import varlen_attention
 from golf_lightning.model.config import GPTConfig, matrix_inputs
 from golf_lightning.model.gpt import GPT
-from golf_lightning.model.injection import LayerAdapters
+from golf_lightning.model.injection import Context, LayerAdapters
 
 VARIANTS = [{"lanes": "crossed"}, {"lanes": "isolated"}, {"lanes": "none"}, {"xsa": False}, {"rope_dims": 0}]
 PLANS = {
@@ -173,23 +174,33 @@ def test_padding_rows_leave_gradients_alone() -> None:
     torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)
 
 
-class ZeroAdapters:
-    """Adapters that are there and add nothing."""
+class GivenAdapters:
+    """The same adapters in every virtual layer, none on the head."""
 
-    def __init__(self, config: GPTConfig) -> None:
-        self.config = config
-        kv = config.kv_heads * config.head_dim
-        self.deltas = LayerAdapters(*(self._zeros(n) for n in (config.width, kv, kv, config.width, config.width)))
-
-    @staticmethod
-    def _zeros(outputs: int) -> Any:
-        return lambda x: x.new_zeros(x.shape[0], outputs)
+    def __init__(self, **adapters: Any) -> None:
+        self.adapters = LayerAdapters(**adapters)
 
     def layer(self, virtual: int) -> LayerAdapters:
-        return self.deltas
+        return self.adapters
 
-    def head(self, x_TD: Tensor) -> Tensor:
-        return x_TD.new_zeros(x_TD.shape[0], self.config.vocab_size)
+    def head(self, logits_TV: Tensor, x_TD: Tensor) -> Tensor:
+        return logits_TV
+
+
+def nothing(base: Tensor, x: Tensor, scale: Tensor | None) -> Tensor:
+    return base + torch.zeros_like(base)
+
+
+def matrix_adapter(outputs: int, first: int = 0) -> tuple[Any, Tensor]:
+    """An adapter that is one random matrix, written from column ``first`` on."""
+    weight = torch.randn(outputs, 32, dtype=torch.float64) * 0.1
+
+    def adapt(base: Tensor, x: Tensor, scale: Tensor | None) -> Tensor:
+        added = torch.zeros_like(base)
+        added[:, first : first + outputs] = x @ weight.T
+        return base + (added if scale is None else scale * added)
+
+    return adapt, weight
 
 
 @pytest.mark.parametrize("recurrent", [False, True])
@@ -197,16 +208,16 @@ def test_adapters_at_zero_equal_none(recurrent: bool) -> None:
     model = random_model(small_config())
     model.recurrent = recurrent
     packed = pack(*some_tokens(9, 4))
-    assert torch.equal(model.logits(*packed, adapters=ZeroAdapters(model.config)), model.logits(*packed))
+    adapters = GivenAdapters(qkv=nothing, attn=nothing, mlp=nothing)
+    assert torch.equal(model.logits(*packed, adapters=adapters), model.logits(*packed))
 
 
-@pytest.mark.parametrize("site", ["q", "k", "v", "attn", "mlp"])
-def test_every_adapter_reaches_the_logits(site: str) -> None:
+@pytest.mark.parametrize(
+    ("site", "outputs", "first"), [("qkv", 32, 0), ("qkv", 16, 32), ("qkv", 16, 48), ("attn", 32, 0), ("mlp", 32, 0)]
+)
+def test_every_adapter_reaches_the_logits(site: str, outputs: int, first: int) -> None:
     model = random_model(small_config())
-    adapters = ZeroAdapters(model.config)
-    width = model.config.kv_heads * model.config.head_dim if site in "kv" else model.config.width
-    weight = torch.randn(width, model.config.width, dtype=torch.float64) * 0.1
-    adapters.deltas = LayerAdapters(**{site: lambda x: x @ weight.T})
+    adapters = GivenAdapters(**{site: matrix_adapter(outputs, first)[0]})
     packed = pack(*some_tokens(9))
     assert (model.logits(*packed, adapters=adapters) - model.logits(*packed)).abs().max() > 1e-3
 
@@ -214,13 +225,45 @@ def test_every_adapter_reaches_the_logits(site: str) -> None:
 def test_a_value_adapter_equals_a_changed_value_matrix() -> None:
     """The unit value vector of XSA must be the adapted one."""
     model, changed = random_model(small_config()), random_model(small_config())
-    weight = torch.randn(16, 32, dtype=torch.float64) * 0.1
+    adapt, weight = matrix_adapter(16, first=48)
     with torch.no_grad():
         changed.kv[7:] += weight
-    adapters = ZeroAdapters(model.config)
-    adapters.deltas = LayerAdapters(v=lambda x: x @ weight.T)
     packed = pack(*some_tokens(9, 4))
-    torch.testing.assert_close(model.logits(*packed, adapters=adapters), changed.logits(*packed))
+    torch.testing.assert_close(model.logits(*packed, adapters=GivenAdapters(qkv=adapt)), changed.logits(*packed))
+
+
+@pytest.mark.parametrize("site", ["attn", "mlp"])
+def test_a_parallel_adapter_adds_before_the_layers_scale(site: str) -> None:
+    model = random_model(small_config())
+    seen = []
+
+    def note(base: Tensor, x: Tensor, scale: Tensor | None) -> Tensor:
+        seen.append(scale)
+        return base
+
+    model.logits(*pack(*some_tokens(9)), adapters=GivenAdapters(**{site: note}))
+    scales = getattr(model, f"{site}_scale")
+    order = (*model.plan.encoder, *model.plan.decoder)
+    assert all(torch.equal(scale, scales[i]) for scale, i in zip(seen, order, strict=True))
+
+
+def test_a_context_gives_positions_and_attention() -> None:
+    model = random_model(small_config())
+    (tokens, cu_seqlens), visited = pack(*some_tokens(9)), []
+
+    def attend(virtual: int) -> Any:
+        visited.append(virtual)
+        return lambda q, k, v, masked: varlen_attention(
+            q, k, v, cu_seqlens, max_seqlen=9, backend="reference", masked=masked
+        )
+
+    def nll(positions: Tensor) -> Tensor:
+        return model.features(tokens, cu_seqlens, context=Context(positions, attend))
+
+    # Only differences of positions matter to rotary attention.
+    torch.testing.assert_close(nll(torch.arange(9) + 5), model.features(tokens, cu_seqlens))
+    assert (nll(2 * torch.arange(9)) - model.features(tokens, cu_seqlens)).abs().max() > 1e-4
+    assert visited == 2 * list(range(model.plan.depth))
 
 
 @pytest.mark.parametrize("recurrent", [False, True])

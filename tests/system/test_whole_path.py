@@ -30,6 +30,7 @@ def test_a_run_leaves_its_files_in_its_folder_and_nowhere_else(finished: Path) -
         "log.txt",
         "metrics",
         "result.json",
+        "ttt.png",
     }
     assert {path.name for path in (finished / "checkpoints").iterdir()} == {"last.ckpt"}
     assert {path.name for path in finished.parent.iterdir()} == {"small"}

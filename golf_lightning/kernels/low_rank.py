@@ -1,0 +1,196 @@
+"""Facade of low-rank products in which every run of rows has matrices of its own: adapters of many documents at once.
+
+``out = base + scale * (alpha * x A^T) B^T``, where A and B belong to the slot of the row's document (Hu et al. 2021,
+arXiv:2106.09685). Rows come in tiles of one slot each, so documents of different lengths lie side by side without
+padding to the longest, and a slot's matrices are read where they are kept. Several adapters that read the same input
+share a call: their A stand above each other and each writes columns of its own.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from golf_lightning.kernels.backend import KernelBackend
+
+# T rows, D inputs, O outputs, P slots, S segments, I tiles, t rows of a tile, r rank, R = r times adapters in the call
+
+
+@dataclass(frozen=True, slots=True)
+class RowSlots:
+    """Which slot each row belongs to.
+
+    Attributes:
+        tile: rows of a tile; ``I * tile == T``.
+        tiles: ``[I]`` int32, slot of each tile; the last slot stands for no document and its rows get no adapter.
+        bounds: ``[S + 1]`` int32, first row of each segment, multiples of ``tile``; a segment has one slot.
+        learners: ``[S]`` int32, slot of each segment that wants gradients, and the last slot for the others; no slot
+            but the last occurs twice.
+    """
+
+    tile: int
+    tiles: Tensor
+    bounds: Tensor
+    learners: Tensor
+
+
+def low_rank(
+    base_TO: Tensor,
+    x_TD: Tensor,
+    a_PRD: Tensor,
+    b_POr: Tensor,
+    rows: RowSlots,
+    columns: Sequence[tuple[int, int]],
+    *,
+    alpha: float = 1.0,
+    scale_O: Tensor | None = None,
+    backend: KernelBackend = "reference",
+) -> Tensor:
+    """``[T, O]``: ``base`` with the adapters' outputs added.
+
+    Args:
+        base_TO: what is added to.
+        x_TD: the adapters' common input.
+        a_PRD: the A of every slot, one adapter's below the other's.
+        b_POr: the B of every slot, likewise, for the columns that they write.
+        rows: which slot each row belongs to.
+        columns: first and last-but-one column that each adapter writes, ascending and disjoint.
+        alpha: factor on the inner values.
+        scale_O: factor on each column's addition.
+        backend: ``reference`` or ``triton``. The gradients of A and B that ``triton`` gives are written for the slots
+            in ``rows.learners`` only; those of other slots hold anything.
+    """
+    flat = [bound for pair in columns for bound in pair]
+    if backend == "triton":
+        out: Tensor = _LowRank.apply(base_TO, x_TD, a_PRD, b_POr, rows, flat, alpha, scale_O)
+        return out
+    h_TR = down(x_TD, a_PRD, rows.tiles, alpha)
+    return up(h_TR, base_TO, b_POr, scale_O, rows.tiles, flat)
+
+
+def sites(flat: Sequence[int], rank: int) -> list[tuple[slice, slice, slice]]:
+    """For each adapter of a call: its columns of the output, its inner values, its rows of B."""
+    found, row = [], 0
+    for i, (begin, end) in enumerate(zip(flat[::2], flat[1::2], strict=True)):
+        found.append((slice(begin, end), slice(i * rank, (i + 1) * rank), slice(row, row + end - begin)))
+        row += end - begin
+    return found
+
+
+def _of_tiles(w_P: Tensor, tiles_I: Tensor) -> Tensor:
+    """Each tile's matrix; zero for the last slot."""
+    used = (tiles_I < w_P.shape[0] - 1).to(w_P.dtype)[:, None, None]
+    return w_P.index_select(0, tiles_I) * used
+
+
+def _per_tile(x_TC: Tensor, tiles_I: Tensor) -> Tensor:
+    return x_TC.unflatten(0, (tiles_I.shape[0], -1))
+
+
+def down(x_TD: Tensor, a_PRD: Tensor, tiles_I: Tensor, alpha: float) -> Tensor:
+    """Inner values ``alpha * x A^T``, ``[T, R]``, in plain PyTorch."""
+    w_IRD = _of_tiles(a_PRD, tiles_I)
+    return torch.bmm(_per_tile(x_TD, tiles_I), w_IRD.transpose(1, 2)).flatten(0, 1) * alpha
+
+
+def up(
+    h_TR: Tensor, base_TO: Tensor, b_POr: Tensor, scale_O: Tensor | None, tiles_I: Tensor, flat: Sequence[int]
+) -> Tensor:
+    """``base + scale * h B^T``, ``[T, O]``, in plain PyTorch."""
+    parts, done = [], 0
+    for out, inner, rows in sites(flat, b_POr.shape[2]):
+        w_IOr = _of_tiles(b_POr[:, rows], tiles_I)
+        added = torch.bmm(_per_tile(h_TR[:, inner], tiles_I), w_IOr.transpose(1, 2)).flatten(0, 1)
+        parts += [base_TO[:, done : out.start], base_TO[:, out] + (added if scale_O is None else added * scale_O[out])]
+        done = out.stop
+    return torch.cat([*parts, base_TO[:, done:]], dim=1)
+
+
+@torch.library.custom_op("golf::low_rank", mutates_args=())
+def low_rank_op(
+    base: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: Tensor | None, tiles: Tensor, flat: Sequence[int],
+    alpha: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The result ``[T, O]`` and the inner values ``[T, R]``."""
+    h = down(x, a, tiles, alpha)
+    return up(h, base, b, scale, tiles, flat), h
+
+
+@low_rank_op.register_fake
+def _shapes(
+    base: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: Tensor | None, tiles: Tensor, flat: Sequence[int],
+    alpha: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    return base.new_empty(base.shape), x.new_empty(x.shape[0], a.shape[1])
+
+
+@low_rank_op.register_kernel("cuda")
+def _on_gpu(
+    base: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: Tensor | None, tiles: Tensor, flat: Sequence[int],
+    alpha: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    from golf_lightning.kernels.triton_low_rank import launch_forward
+
+    return launch_forward(base.contiguous(), x.contiguous(), a, b, scale, tiles, flat, alpha)
+
+
+@torch.library.custom_op("golf::low_rank_backward", mutates_args=())
+def low_rank_backward_op(
+    dout: Tensor, x: Tensor, h: Tensor, a: Tensor, b: Tensor, scale: Tensor | None, tiles: Tensor, bounds: Tensor,
+    learners: Tensor, flat: Sequence[int], alpha: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of x, A and B; those of A and B mean something for learners only."""
+    scaled = dout if scale is None else dout * scale
+    g, db = torch.empty_like(h), torch.zeros_like(b)
+    segment = torch.searchsorted(
+        bounds[1:], torch.arange(tiles.shape[0], device=tiles.device) * (x.shape[0] // tiles.shape[0]), right=True
+    )
+    learns = torch.cat([learners, learners.new_full((1,), a.shape[0] - 1)])[segment].long()
+    for out, inner, rows in sites(flat, b.shape[2]):
+        w = _of_tiles(b[:, rows], tiles)
+        part = _per_tile(scaled[:, out], tiles)
+        g[:, inner] = torch.bmm(part, w).flatten(0, 1) * alpha
+        db[:, rows].index_add_(0, learns, torch.bmm(part.transpose(1, 2), _per_tile(h[:, inner], tiles)))
+    g_tiles = _per_tile(g, tiles)
+    da = torch.zeros_like(a).index_add_(0, learns, torch.bmm(g_tiles.transpose(1, 2), _per_tile(x, tiles)))
+    return torch.bmm(g_tiles, _of_tiles(a, tiles)).flatten(0, 1), da, db
+
+
+@low_rank_backward_op.register_fake
+def _backward_shapes(
+    dout: Tensor, x: Tensor, h: Tensor, a: Tensor, b: Tensor, scale: Tensor | None, tiles: Tensor, bounds: Tensor,
+    learners: Tensor, flat: Sequence[int], alpha: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    return x.new_empty(x.shape), a.new_empty(a.shape), b.new_empty(b.shape)
+
+
+@low_rank_backward_op.register_kernel("cuda")
+def _backward_on_gpu(
+    dout: Tensor, x: Tensor, h: Tensor, a: Tensor, b: Tensor, scale: Tensor | None, tiles: Tensor, bounds: Tensor,
+    learners: Tensor, flat: Sequence[int], alpha: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    from golf_lightning.kernels.triton_low_rank import launch_backward
+
+    return launch_backward(dout.contiguous(), x.contiguous(), h, a, b, scale, tiles, bounds, learners, flat, alpha)
+
+
+class _LowRank(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, base: Tensor, x: Tensor, a: Tensor, b: Tensor, rows: RowSlots, flat: list[int], alpha: float,
+        scale: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        out, h = torch.ops.golf.low_rank(base, x, a, b, scale, rows.tiles, flat, alpha)
+        ctx.save_for_backward(x, h, a, b, scale, rows.tiles, rows.bounds, rows.learners)
+        ctx.flat, ctx.alpha = flat, alpha
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+        x, h, a, b, scale, tiles, bounds, learners = ctx.saved_tensors
+        dx, da, db = torch.ops.golf.low_rank_backward(
+            dout, x, h, a, b, scale, tiles, bounds, learners, ctx.flat, ctx.alpha
+        )
+        return dout, dx, da, db, None, None, None, None
