@@ -13,7 +13,7 @@ import torch
 pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).with_name("tiny_fit.py")
-TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node", "2")
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
 @dataclass

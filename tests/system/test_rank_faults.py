@@ -13,7 +13,8 @@ from small_run import write_recipe
 pytestmark = pytest.mark.slow
 
 FAULTY = Path(__file__).with_name("faulty.py")
-TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29733")
+# Standalone takes a free port: other tests may run beside this one.
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 STOOD = "no progress for 4 s. It stands here:"
 
 
@@ -36,7 +37,6 @@ def processes_with(text: str) -> list[str]:
         ("bad shard", 1, "lightning", "error: The shard data/part_3.bin is damaged", "rank 0 stops: rank 1 failed"),
         # Rank 1 ends with the process that started it, mostly before it can name rank 0.
         ("out of memory", 0, "lightning", "[rank0]: Traceback", "OutOfMemoryError: Tried to allocate 20 GiB."),
-        ("out of memory", 1, "torchrun", "[rank1]: Traceback", "rank 0 stops: rank 1 failed with OutOfMemoryError"),
         ("hangs", 1, "lightning", f"error: rank 1 hangs: {STOOD}", "in hang_here"),
         ("hangs", 0, "torchrun", f"error: rank 0 hangs: {STOOD}", "in hang_here"),
         ("freezes", 1, "lightning", "error: rank 0 stops: no step for 4 s, and ranks [1] do not answer", ""),

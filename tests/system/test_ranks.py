@@ -82,7 +82,7 @@ end_process(main(["fit", "--config", recipe, "--trainer.devices", "2", option, v
 def test_ranks_that_differ_are_refused_at_the_start(data: Path, tmp_path: Path, unlike: tuple[str, ...]) -> None:
     (tmp_path / "unlike.py").write_text(UNLIKE)
     recipe = write_recipe(tmp_path, data)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29711"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
         [*command, tmp_path / "unlike.py", recipe, *unlike], capture_output=True, text=True, timeout=120
     )
