@@ -13,6 +13,7 @@ import lightning.pytorch as pl
 import torch
 
 from golf_lightning.errors import GolfError
+from golf_lightning.files import read_json
 from golf_lightning.reporting.loggers import METRICS
 
 PACKAGES = (
@@ -76,10 +77,15 @@ def refuse_to_replace(folder: Path, command: str, model_file: str | None) -> Non
         raise GolfError(
             f"{artifact} already exists; choose another --run.name, or replace it with --run.overwrite true."
         )
-    if command == "test" and scores.exists():
+    # A score that was interrupted is no score yet, and may be done to its end.
+    if command == "test" and scores.exists() and _is_finished(scores):
         raise GolfError(
             f"{scores} already holds a score; choose another --run.name, or score again with --run.overwrite true."
         )
+
+
+def _is_finished(result: Path) -> bool:
+    return read_json(result).get("run", {}).get("status", "finished") == "finished"
 
 
 def clear(folder: Path) -> None:
