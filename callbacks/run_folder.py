@@ -19,8 +19,8 @@ from golf_lightning.reporting.run_folder import (
     artifact_path,
     clear,
     environment,
-    last_checkpoint,
     named,
+    refuse_to_replace,
 )
 
 
@@ -58,7 +58,7 @@ class RunFolder(pl.Callback):
         assert isinstance(pl_module, GolfModule)
         self._command = ""
         if not self.overwrite:
-            self._refuse_to_replace(trainer, _command(trainer))
+            refuse_to_replace(self.folder, _command(trainer), self.model_file)
         result, data = pl_module.result, pl_module.datamodule
         self._access = data.access
         # A checkpoint is older than what came after the training of its run.
@@ -72,23 +72,6 @@ class RunFolder(pl.Callback):
             for field in ("documents", "tokens", "table_bytes")
         }
         result.record("data", fingerprint=data.manifest.fingerprint(), **sizes)
-
-    def _refuse_to_replace(self, trainer: pl.Trainer, command: str) -> None:
-        checkpoint, artifact, scores = last_checkpoint(trainer), artifact_path(trainer), self.folder / RESULTS["test"]
-        own = self.model_file is not None and Path(self.model_file).resolve().parent == checkpoint.resolve().parent
-        if command == "fit" and not own and checkpoint.exists():
-            raise GolfError(
-                f"{self.folder} already holds a run; choose another --run.name, continue it with "
-                f"--ckpt_path {checkpoint}, or train it again with --run.overwrite true."
-            )
-        if command == "export" and artifact.exists():
-            raise GolfError(
-                f"{artifact} already exists; choose another --run.name, or replace it with --run.overwrite true."
-            )
-        if command == "test" and scores.exists():
-            raise GolfError(
-                f"{scores} already holds a score; choose another --run.name, or score again with --run.overwrite true."
-            )
 
     def _begin(self, trainer: pl.Trainer, module: GolfModule) -> None:
         """Write what the run is, once everything has been checked and loaded: a mistake must not touch an old run."""

@@ -12,7 +12,8 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from golf_lightning.reporting.panels import LINES, Panel, colour, panels
+from golf_lightning.reporting.bars import Panel
+from golf_lightning.reporting.panels import LINES, colour, panels
 from golf_lightning.reporting.result import SCORES
 from golf_lightning.reporting.seeds import Comparison, Group
 from golf_lightning.reporting.style import PAPER, RC, SERIES, css_variables, svg

@@ -12,6 +12,8 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
+from golf_lightning.errors import GolfError
+from golf_lightning.files import read_json
 from golf_lightning.reporting.loggers import METRICS
 
 PACKAGES = (
@@ -34,6 +36,8 @@ RESULTS = {"fit": "result.json", "validate": "validate.json", "export": "export.
 """Where each command writes its figures."""
 
 LOG = "log.txt"
+CHECKPOINT = Path("checkpoints") / "last.ckpt"
+ARTIFACT = "artifact.golf"
 
 
 def named(stem: str, suffix: str, command: str) -> str:
@@ -43,12 +47,45 @@ def named(stem: str, suffix: str, command: str) -> str:
 
 def last_checkpoint(trainer: pl.Trainer) -> Path:
     """Where the newest checkpoint of a run lies."""
-    return Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
+    return Path(trainer.default_root_dir) / CHECKPOINT
 
 
 def artifact_path(trainer: pl.Trainer) -> Path:
     """Where a run's artifact lies."""
-    return Path(trainer.default_root_dir) / "artifact.golf"
+    return Path(trainer.default_root_dir) / ARTIFACT
+
+
+def refuse_to_replace(folder: Path, command: str, model_file: str | None) -> None:
+    """Ask before something is replaced that took long to make.
+
+    Args:
+        folder: the run's folder.
+        command: the subcommand about to run.
+        model_file: the checkpoint or artifact that it starts from; a run may be continued in its own folder.
+
+    Raises:
+        GolfError: ``fit`` finds another run, ``export`` an artifact or ``test`` a score.
+    """
+    checkpoint, artifact, scores = folder / CHECKPOINT, folder / ARTIFACT, folder / RESULTS["test"]
+    own = model_file is not None and Path(model_file).resolve().parent == checkpoint.resolve().parent
+    if command == "fit" and not own and checkpoint.exists():
+        raise GolfError(
+            f"{folder} already holds a run; choose another --run.name, continue it with "
+            f"--ckpt_path {checkpoint}, or train it again with --run.overwrite true."
+        )
+    if command == "export" and artifact.exists():
+        raise GolfError(
+            f"{artifact} already exists; choose another --run.name, or replace it with --run.overwrite true."
+        )
+    # A score that was interrupted is no score yet, and may be done to its end.
+    if command == "test" and scores.exists() and _is_finished(scores):
+        raise GolfError(
+            f"{scores} already holds a score; choose another --run.name, or score again with --run.overwrite true."
+        )
+
+
+def _is_finished(result: Path) -> bool:
+    return read_json(result).get("run", {}).get("status", "finished") == "finished"
 
 
 def clear(folder: Path) -> None:
@@ -57,9 +94,9 @@ def clear(folder: Path) -> None:
         for stem, suffix in (("access", ".json"), ("config", ".yaml"), ("documents", ".csv"), ("environment", ".json")):
             (folder / named(stem, suffix, command)).unlink(missing_ok=True)
         (folder / RESULTS[command]).unlink(missing_ok=True)
-    for name in (LOG, "artifact.golf"):
+    for name in (LOG, ARTIFACT):
         (folder / name).unlink(missing_ok=True)
-    for name in (METRICS, "checkpoints"):
+    for name in (METRICS, str(CHECKPOINT.parent)):
         if (folder / name).is_dir():
             shutil.rmtree(folder / name)
 

@@ -108,6 +108,12 @@ def test_a_finished_stage_is_not_done_again_by_accident(
     assert (run / file).stat().st_mtime_ns > made
 
 
+def test_a_score_that_was_interrupted_is_done_again_without_asking(run: Path) -> None:
+    (run / "test.json").write_text(json.dumps({"run": {"status": "stopped by SIGINT"}}))
+    assert again(run, "test", "--ckpt_path", run / "artifact.golf") == 0
+    assert "ttt" in read(run / "test.json")["scores"]
+
+
 def test_a_run_is_not_continued_in_the_folder_of_another(run: Path, finished: Path, capsys: Any) -> None:
     other = finished / "checkpoints" / "last.ckpt"
     assert again(run, "fit", "--ckpt_path", other, "--trainer.max_steps", 8) == 2
