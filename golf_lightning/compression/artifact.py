@@ -20,7 +20,10 @@ Kinds: ``codes``, int8 in C order, of the banks and the embedding; ``scale``, fl
 name; ``vector``, float16, every other parameter. A weight is code times scale, in float32.
 
 Each bank is a section of its own, all layers together, so that sections can be coded in parallel; the scales and the
-vectors are two more. How a coder lays out its bytes is described in :mod:`golf_lightning.compression.coding`.
+vectors are two more. How the default coder lays out its bytes is described in :mod:`golf_lightning.compression.rans`
+and :mod:`golf_lightning.compression.symbols`. Codes may be levels of a trellis
+(:mod:`golf_lightning.compression.trellis`), stored as the integers that scales multiply, so that only that coder needs
+to know.
 """
 
 import hashlib
