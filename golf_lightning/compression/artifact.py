@@ -15,43 +15,7 @@ offset              bytes     content
 
 The file is at most 2**30 bytes, and so is the sum of its decoded arrays. The header's fields:
 
-==================  ==========  ==================================================================
-field               JSON type   meaning
-==================  ==========  ==================================================================
-model               object      every field of :class:`~golf_lightning.model.config.GPTConfig`
-tokenizer_sha256    string      SHA-256 of the tokenizer's file, 64 lower-case hexadecimal digits
-recurrent           boolean     whether layers ``loop_first..loop_last`` run ``loop_passes`` times
-coder               string      how sections are coded: a name that the module ``coding`` defines
-sections            array       objects with ``encoded`` and ``tensors``
-encoded             integer     bytes of the section in the payload
-tensors             array       arrays that are coded together, at least one, of one kind and role
-==================  ==========  ==================================================================
-
-Each of ``tensors`` is an object:
-
-==================  ==========  ==================================================================
-field               JSON type   meaning
-==================  ==========  ==================================================================
-name                string      name of a parameter of the model
-kind                string      ``codes``: int8; ``scale`` and ``vector``: IEEE 754 binary16
-shape               array       at most 4 integers; [] is a single value. Elements in C order
-role                string      of codes ``attention`` (qo, kv), ``mlp`` (up, down) or ``embedding``;
-                                otherwise empty
-bits                integer     of codes b in 2..8, which lie in -R..R with R = 2**(b - 1) - 1;
-                                otherwise 16
-decoded             integer     bytes of the array: its elements times 1 or 2
-==================  ==========  ==================================================================
-
-Codes and scales are those of the banks and the embedding (``GPTConfig.bank_shapes``; the embedding is ``[vocab_size,
-width]``): a scale has the shape of its codes without the last dimension, is positive and finite, and the weight is code
-times scale, in float32. Every other parameter (:func:`~golf_lightning.model.order.vector_shapes`) is a vector, finite.
-Each of these arrays is there once and no other is; their order and their grouping into sections are free. This writer
-gives each bank a section of its own, all layers together, so that sections are coded in parallel, then the scales, then
-the vectors. What a coder makes of a section's arrays is described in :mod:`golf_lightning.compression.coding`.
-
-A reader refuses what departs from this in any way. It never needs more memory than a small multiple of the declared
-sizes, which it checks before it decodes anything.
-"""
+==================  ==========  ==========================================================="""
 
 import hashlib
 import struct

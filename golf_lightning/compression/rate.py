@@ -27,8 +27,11 @@ SCALES_PER_OCTAVE = 8
 ROW_TRUST = 0.5
 """How far rows of one matrix follow their own sensitivity, as an exponent; the rest is the matrix's. Few batches
 measure rows badly, and following them halfway lost least."""
+LEAST_SHARE = 4e-4
+"""A row counts as at least this fraction of its matrix's mean. Pieces that a few batches do not hold would otherwise
+get steps so wide that their noise becomes likely."""
 LEAST = 1e-20
-"""Stands for sensitivities and curvatures of 0, of rows that nothing reaches."""
+"""Stands for the sensitivity or curvature of a matrix that nothing reaches."""
 AIM_BELOW = 6_000
 """Bytes under the budget at which to aim; steps are continuous, so it could be less, but each try costs an encoding."""
 SLACK = 20_000
@@ -108,9 +111,9 @@ def plan_steps(
         weight_NRC = weight_NRC.view(len(sites), *weight_NRC.shape[-2:])
         hessian_NCC = torch.stack([calibration.hessians[site] / calibration.tokens for site in sites])
         curvature_N1 = residual_curvature(name, hessian_NCC, damping).mean(dim=1, keepdim=True)
-        log2_sensitivity_NR = sensitivities[name].clamp_min(LEAST).log2()
-        log2_sensitivity_NR = log2_sensitivity_NR.mean(dim=1, keepdim=True).lerp(log2_sensitivity_NR, ROW_TRUST)
-        log2_NR = -0.5 * (log2_sensitivity_NR + curvature_N1.clamp_min(LEAST).log2())
+        mean_N1 = sensitivities[name].mean(dim=1, keepdim=True).clamp_min(LEAST)
+        share_NR = (sensitivities[name] / mean_N1).clamp_min(LEAST_SHARE)
+        log2_NR = -0.5 * (ROW_TRUST * share_NR.log2() + (mean_N1 * curvature_N1.clamp_min(LEAST)).log2())
         steps.log2_NR[name] = (log2_NR * SCALES_PER_OCTAVE).round() / SCALES_PER_OCTAVE
         # Rounding to float16 may lower a step by 2**-11, and a code of 127.06 is still 127.
         steps.floor_NR[name] = _on_grid((weight_NRC.abs().amax(dim=2) / largest).clamp_min(SMALLEST_SCALE))
