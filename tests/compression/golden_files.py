@@ -40,6 +40,7 @@ STATE = "9d0cfdde80ceaa16b07666c23c2783b8ec291eec341847032f5e59261d6e0090"
 """SHA-256 of the state in every golden file, see :func:`digest`."""
 GOLDEN = {
     "brotli": "9b65b491ad2dd494007ad6c40afcb485850da0a91e27bc853ad3ed65316b8e52",
+    "rans": "80a84e85a29e4a05f43f5e27ad619d8f4700dbe66379e7eac60b410ae7c45fc6",
     "raw": "53fcc876dc3258c10b233065226e44e3e99b8e6eea01f7e23615b96b14c71148",
 }
 """SHA-256 of each file in the folder ``golden``, by coder."""

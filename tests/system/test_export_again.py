@@ -33,7 +33,8 @@ def test_another_coder_stores_the_same_weights(finished: Path, data: Path, tmp_p
 
 def test_other_bits_and_clip_points_are_used(finished: Path, data: Path, tmp_path: Path) -> None:
     quantization = "--model.export.quantization"
-    assert export(finished, data, tmp_path, f"{quantization}.mlp_bits", 4, f"{quantization}.mlp_k", 5.0) == 0
+    fixed = ("--model.export.rate", "fixed")
+    assert export(finished, data, tmp_path, *fixed, f"{quantization}.mlp_bits", 4, f"{quantization}.mlp_k", 5.0) == 0
     first, again = read_artifact(finished / "artifact.golf"), exported(tmp_path)
     assert {name: matrix.bits for name, matrix in again.state.matrices.items()} == {
         "qo": 6, "kv": 6, "up": 4, "down": 4, "embedding": 8
@@ -52,8 +53,8 @@ def test_a_budget_that_is_too_small_keeps_the_file_and_fails(
 def test_code_bytes_that_are_not_given_are_those_of_the_bundle(finished: Path, data: Path, tmp_path: Path) -> None:
     assert export(finished, data, tmp_path, "--model.export.budget.code_bytes", "null") == 0
     run = tmp_path / "runs" / "small"
-    counted = json.loads((run / "validate.json").read_text())["artifact"]["code_bytes"]
-    config = (run / "config.validate.yaml").read_text()
+    counted = json.loads((run / "export.json").read_text())["artifact"]["code_bytes"]
+    config = (run / "config.export.yaml").read_text()
     assert yaml.safe_load(config)["model"]["export"]["budget"]["code_bytes"] is None
     assert counted == bundle_bytes(config) > 20_000
 
