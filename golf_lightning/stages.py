@@ -152,6 +152,9 @@ def _score(
         queue.finish(name)
         score, seconds, warm_up = _reduce(scores, module.device, queue.world_size)
         assert score.targets == part.total_targets, "the ranks together must score every target exactly once"
+    # Compiling and recording is evaluation time too; the ledger tells it apart.
+    module.ledger.add("warm up", warm_up)
+    module.ledger.add(stage, -warm_up)
     module.record_score(
         name,
         score,
