@@ -110,7 +110,7 @@ def check_targets(subject: Subject, scores: DocumentScores, pieces: PieceBytes) 
         faults.append(f"{scores.total_bytes} bytes counted of {sum(expected)}")
     if scores.partial:
         faults.append("a score that calls itself partial")
-    if (order := getattr(subject.config, "order", "stream")) != "stream":
+    if (order := subject.config.order) != "stream":
         faults.append(f"documents enter in the order '{order}', not as the split has them")
     return Check(
         name="every target once, in order",

@@ -1,11 +1,11 @@
 """Test-time training written out plainly, in float64, for one document at a time.
 
-It shares the network's layers, the starting noise and the settings with the project's engine, and nothing else: no
-slots, no padding, no batches, adapters as matrix products, keys and values as lists, torch's AdamW.
+It shares the network's forward pass, the starting noise and the settings with the project's engine, and nothing else:
+no slots, no padding, no batches, adapters as matrix products, attention to kept keys as a softmax, torch's AdamW.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -14,10 +14,10 @@ from golf_lightning.evaluation.config import TTTConfig
 from golf_lightning.kernels.cross_entropy import softcap_logits
 from golf_lightning.model.adapters import adapter_shapes, initial_a
 from golf_lightning.model.gpt import GPT
-from golf_lightning.model.injection import Attend, Context, LayerAdapters
+from golf_lightning.model.injection import Adapt, Attend, Context, LayerAdapters
 
-# T tokens of a pass, P of it and its past, C targets of a chunk, V vocabulary, D width, O outputs of a matrix, H query
-# heads, G key/value heads, K head dimension
+# T tokens of a pass, N positions it sees, C targets of a chunk, V vocabulary, D width, O outputs, r rank,
+# H query heads, G key/value heads, K head dimension
 
 
 def exact_copy(model: GPT) -> GPT:
@@ -39,9 +39,8 @@ class PlainAdapters:
 
     def __init__(self, model: GPT, document: int, config: TTTConfig) -> None:
         device, dtype = model.embedding.device, model.compute_dtype
-        self.scale = config.adapters.scale
-        self.outputs = {"q": model.config.width, "k": model.config.kv_heads * model.config.head_dim}
-        self.outputs["v"] = self.outputs["k"]
+        self.scale, self.width = config.adapters.scale, model.config.width
+        self.kv_width = model.config.kv_heads * model.config.head_dim
         self.values: dict[str, Tensor] = {}
         for name, shape in adapter_shapes(model.config, model.plan.depth, config.adapters).items():
             value = torch.zeros(shape, dtype=dtype, device=device)
@@ -52,19 +51,15 @@ class PlainAdapters:
 
     def layer(self, virtual: int) -> LayerAdapters:
         """See :class:`~golf_lightning.model.injection.Adapters`."""
+        parts = {"q": self.width, "k": self.kv_width, "v": self.kv_width}
 
         def qkv(base_TO: Tensor, x_TD: Tensor, scale_O: Tensor | None) -> Tensor:
-            parts = [self._delta(site, x_TD, virtual) for site in self.outputs]
-            wide = [
-                x_TD.new_zeros(len(x_TD), outputs) if part is None else part
-                for part, outputs in zip(parts, self.outputs.values(), strict=True)
-            ]
-            return base_TO + torch.cat(wide, dim=1)
+            return base_TO + torch.cat([self._delta(site, x_TD, out, virtual) for site, out in parts.items()], dim=1)
 
-        def parallel(site: str) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+        def parallel(site: str) -> Adapt:
             def adapt(base_TO: Tensor, x_TD: Tensor, scale_O: Tensor | None) -> Tensor:
-                delta = self._delta(site, x_TD, virtual)
-                return base_TO if delta is None else base_TO + (delta if scale_O is None else scale_O * delta)
+                delta_TO = self._delta(site, x_TD, self.width, virtual)
+                return base_TO + (delta_TO if scale_O is None else scale_O * delta_TO)
 
             return adapt
 
@@ -72,59 +67,64 @@ class PlainAdapters:
 
     def head(self, logits_TV: Tensor, x_TD: Tensor) -> Tensor:
         """See :class:`~golf_lightning.model.injection.Adapters`."""
-        delta = self._delta("head", x_TD)
-        return logits_TV if delta is None else logits_TV + delta
+        return logits_TV + self._delta("head", x_TD, logits_TV.shape[1])
 
-    def _delta(self, site: str, x_TC: Tensor, *virtual: int) -> Tensor | None:
+    def _delta(self, site: str, x_TD: Tensor, outputs: int, *virtual: int) -> Tensor:
         if f"{site}.a" not in self.values:
-            return None
-        a_rC, b_Or = self.values[f"{site}.a"][virtual], self.values[f"{site}.b"][virtual]
-        return self.scale * (x_TC @ a_rC.T @ b_Or.T)
+            return x_TD.new_zeros(len(x_TD), outputs)
+        a_rD, b_Or = self.values[f"{site}.a"][virtual], self.values[f"{site}.b"][virtual]
+        return self.scale * (x_TD @ a_rD.T @ b_Or.T)
 
 
-class Past:
-    """Keys and values of a document's scored positions, by virtual layer, as they were when those were scored."""
+class KeptKeys:
+    """Keys and values of a document's scored positions in every virtual layer, as they were when these were scored.
+
+    Args:
+        model: the network.
+
+    Attributes:
+        now: keys and values of the last pass.
+    """
 
     def __init__(self, model: GPT) -> None:
-        self.group = model.config.heads // model.config.kv_heads
-        self.kept: list[tuple[Tensor, Tensor] | None] = [None] * model.plan.depth
-        self.new: list[tuple[Tensor, Tensor] | None] = [None] * model.plan.depth
+        shape = (0, model.config.kv_heads, model.config.head_dim)
+        empty = torch.empty(shape, dtype=model.compute_dtype, device=model.embedding.device)
+        self.kept = [(empty, empty) for _ in range(model.plan.depth)]
+        self.now = list(self.kept)
 
-    def attend(self, virtual: int, first: int) -> Attend:
-        """Causal attention of new rows over the kept positions from ``first`` on and over each other."""
+    def context(self, begin: int, stop: int, first: int) -> Context:
+        """A pass over positions ``begin`` up to ``stop`` that sees kept ones from ``first`` on."""
+        positions = torch.arange(begin, stop, device=self.kept[0][0].device)
+        return Context(positions, lambda virtual: self._attend(virtual, first))
 
-        def run(q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, masked: bool) -> Tensor:
-            self.new[virtual] = k_TGK.detach(), v_TGK.detach()
-            kept = self.kept[virtual]
-            k, v = (
-                (k_TGK, v_TGK)
-                if kept is None
-                else (
-                    torch.cat([kept[0][first:], k_TGK]),
-                    torch.cat([kept[1][first:], v_TGK]),
-                )
-            )
-            k, v = (x.repeat_interleave(self.group, dim=1) for x in (k, v))
-            new, total = len(q_THK), len(k)
-            seen = torch.ones(new, total, dtype=torch.bool, device=q_THK.device).tril(total - new)
-            scores_HTP = torch.einsum("qhk,nhk->hqn", q_THK, k) * q_THK.shape[-1] ** -0.5
-            return torch.einsum("hqn,nhk->qhk", scores_HTP.masked_fill(~seen, -torch.inf).softmax(-1), v)
+    def keep(self, seen: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Add the keys and values of a pass, as ``now`` held them after it."""
+        self.kept = [
+            (torch.cat([k, new_k]), torch.cat([v, new_v]))
+            for (k, v), (new_k, new_v) in zip(self.kept, seen, strict=True)
+        ]
 
-        return run
+    def _attend(self, virtual: int, first: int) -> Attend:
+        def attend(q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, masked: bool) -> Tensor:
+            self.now[virtual] = k_TGK.detach(), v_TGK.detach()
+            old_k, old_v = (kept[first:] for kept in self.kept[virtual])
+            groups = q_THK.shape[1] // k_TGK.shape[1]
+            k_NHK = torch.cat([old_k, k_TGK]).repeat_interleave(groups, dim=1)
+            v_NHK = torch.cat([old_v, v_TGK]).repeat_interleave(groups, dim=1)
+            place_T = len(old_k) + torch.arange(len(q_THK), device=q_THK.device)
+            hidden_TN = torch.arange(len(k_NHK), device=q_THK.device) > place_T[:, None]
+            scores_HTN = torch.einsum("thk,nhk->htn", q_THK, k_NHK) / q_THK.shape[2] ** 0.5
+            weights_HTN = scores_HTN.masked_fill(hidden_TN, -torch.inf).softmax(-1)
+            return torch.einsum("htn,nhk->thk", weights_HTN, v_NHK)
 
-    def keep(self, layers: list[tuple[Tensor, Tensor] | None]) -> None:
-        """Append the keys and values of a pass."""
-        for virtual, new in enumerate(layers):
-            assert new is not None, "every layer has attended"
-            kept = self.kept[virtual]
-            self.kept[virtual] = new if kept is None else (torch.cat([kept[0], new[0]]), torch.cat([kept[1], new[1]]))
+        return attend
 
 
 def replay_document(exact: GPT, tokens: Tensor, document: int, config: TTTConfig) -> tuple[Tensor, float]:
     """Score one document chunk by chunk, learning from each chunk after its scores are fixed.
 
     Args:
-        exact: from :func:`exact_copy`; its rotary table grows to what the document needs.
+        exact: from :func:`exact_copy`.
         tokens: ``[targets + 1]`` int64, on the model's device.
         document: index of the document in its stream.
         config: how to score.
@@ -133,6 +133,8 @@ def replay_document(exact: GPT, tokens: Tensor, document: int, config: TTTConfig
         Nats of each target, ``[targets]``, and the largest distance from 1 of a sum of probabilities over the
         vocabulary.
     """
+    targets, scores, stray = len(tokens) - 1, [], 0.0
+    exact.extend_positions(max(config.window, targets))
     adapters = PlainAdapters(exact, document, config) if config.lr > 0 else None
     optimizer = None
     if adapters is not None:
@@ -143,46 +145,45 @@ def replay_document(exact: GPT, tokens: Tensor, document: int, config: TTTConfig
             eps=config.eps,
             weight_decay=config.weight_decay,
         )
-    past = Past(exact) if config.mode == "cached" else None
-    exact.extend_positions(max(config.window, len(tokens)))
-    targets, scores, stray = len(tokens) - 1, [], 0.0
+    past = KeptKeys(exact) if config.mode == "cached" else None
     with torch.inference_mode(False), torch.enable_grad():
         for begin in range(0, targets, config.chunk):
-            stop = min(begin + config.chunk, targets)
-            log_p_CV = _chunk(exact, tokens, begin, stop, config, adapters, past)
-            # Kept as they were when the chunk was scored, once no further step needs the chunk to be new.
-            scored = list(past.new) if past is not None else []
-            nats_C = _nats(log_p_CV, tokens[begin + 1 : stop + 1])
+            stop, first = min(begin + config.chunk, targets), max(0, begin + config.chunk - config.window)
+            log_p_CV = _log_probabilities(exact, tokens[first:stop], begin, first, adapters, past)
+            # What later chunks see is what was there when this one was scored.
+            seen = [] if past is None else list(past.now)
+            nats_C = -log_p_CV.gather(1, tokens[begin + 1 : stop + 1, None])[:, 0]
             scores.append(nats_C.detach())
             stray = max(stray, float((log_p_CV.detach().exp().sum(-1) - 1).abs().max()))
             for turn in range(config.steps if optimizer is not None and stop < targets else 0):
                 assert optimizer is not None
-                if turn > 0:
-                    log_p_CV = _chunk(exact, tokens, begin, stop, config, adapters, past)
-                    nats_C = _nats(log_p_CV, tokens[begin + 1 : stop + 1])
+                if turn:
+                    log_p_CV = _log_probabilities(exact, tokens[first:stop], begin, first, adapters, past)
+                    nats_C = -log_p_CV.gather(1, tokens[begin + 1 : stop + 1, None])[:, 0]
                 optimizer.zero_grad()
                 nats_C.mean().backward()
                 optimizer.step()
             if past is not None:
-                past.keep(scored)
+                past.keep(seen)
     return torch.cat(scores), stray
 
 
-def _chunk(
-    exact: GPT, tokens: Tensor, begin: int, stop: int, config: TTTConfig, adapters: PlainAdapters | None,
-    past: Past | None,
-) -> Tensor:  # fmt: skip
-    """Log-probabilities ``[C, V]`` of what follows positions ``begin`` to ``stop``."""
-    first = max(0, begin + config.chunk - config.window)
-    if past is None:
-        bounds = torch.tensor([0, stop - first], dtype=torch.int32, device=tokens.device)
-        logits_TV = exact.logits(tokens[first:stop], bounds, adapters=adapters)
-        return logits_TV[begin - first :].log_softmax(-1)
-    bounds = torch.tensor([0, stop - begin], dtype=torch.int32, device=tokens.device)
-    context = Context(torch.arange(begin, stop, device=tokens.device), lambda virtual: past.attend(virtual, first))
-    n_TD = exact.features(tokens[begin:stop], bounds, adapters=adapters, context=context)
-    return softcap_logits(exact.head(n_TD, adapters=adapters), exact.config.softcap).log_softmax(-1)
+def _log_probabilities(
+    exact: GPT, window: Tensor, begin: int, first: int, adapters: PlainAdapters | None, past: KeptKeys | None
+) -> Tensor:
+    """Logarithms of the distributions of a chunk's targets, ``[C, V]``.
 
-
-def _nats(log_p_CV: Tensor, targets_C: Tensor) -> Tensor:
-    return -log_p_CV.gather(1, targets_C[:, None])[:, 0]
+    Args:
+        exact: the network.
+        window: tokens of the window, the chunk's last.
+        begin: position of the chunk's first token.
+        first: position of the window's first token.
+        adapters: of the document.
+        past: keys and values of earlier chunks, in the cached mode.
+    """
+    tokens = window if past is None else window[begin - first :]
+    context = None if past is None else past.context(begin, begin + len(tokens), first)
+    bounds = torch.tensor([0, len(tokens)], dtype=torch.int32, device=tokens.device)
+    n_TD = exact.features(tokens, bounds, adapters=adapters, context=context)
+    n_CD = n_TD[begin - first :] if past is None else n_TD
+    return softcap_logits(exact.head(n_CD, adapters=adapters), exact.config.softcap).log_softmax(-1)

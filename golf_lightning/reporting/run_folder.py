@@ -94,11 +94,11 @@ def clear(folder: Path) -> None:
         for stem, suffix in (("access", ".json"), ("config", ".yaml"), ("documents", ".csv"), ("environment", ".json")):
             (folder / named(stem, suffix, command)).unlink(missing_ok=True)
         (folder / RESULTS[command]).unlink(missing_ok=True)
-    for name in (LOG, ARTIFACT):
+    for name in (LOG, ARTIFACT, "ttt.png"):
         (folder / name).unlink(missing_ok=True)
-    for name in (METRICS, str(CHECKPOINT.parent)):
-        if (folder / name).is_dir():
-            shutil.rmtree(folder / name)
+    for path in (folder / METRICS, folder / CHECKPOINT.parent, *folder.glob("*_unfinished")):
+        if path.is_dir():
+            shutil.rmtree(path)
 
 
 def environment(world_size: int = 1) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """``python -m golf_lightning submission``: the folder that the contest asks for, out of finished runs."""
 
 import argparse
-import importlib
 import re
 import shutil
 import sys
@@ -19,6 +18,7 @@ from golf_lightning.data.manifest import Manifest
 from golf_lightning.errors import GolfError
 from golf_lightning.files import write_json, write_whole
 from golf_lightning.reporting.result import SCORES
+from golf_lightning.submission.bundle import bundle
 from golf_lightning.submission.pages import checks_table, readme, requirements, results_table, seed_log, settings
 from golf_lightning.submission.seeds import SeedRun, differences, significance, summarize
 
@@ -315,7 +315,7 @@ def main(argv: Sequence[str]) -> int:
             arguments.runs,
             out,
             Author(name=arguments.name, github_id=arguments.github_id, author=arguments.author, blurb=arguments.blurb),
-            bundler=importlib.import_module("golf_lightning.submission.bundle").bundle,
+            bundler=bundle,
             data=arguments.data,
             audit_config=AuditConfig(
                 positions=arguments.positions,

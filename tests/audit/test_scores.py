@@ -62,8 +62,10 @@ CHECKS = {
         {},
         {"dtype": torch.float32},
         {"lr": 0.0},
-        {"beta1": 0.9},
+        {"beta1": 0.9, "steps": 2},
         {"adapters": AdapterConfig(rank=2, alpha=4.0, v=False, head=False)},
+        {"mode": "cached"},
+        {"mode": "cached", "steps": 2},
     ],
 )
 def test_the_projects_own_engine_passes(fields):
@@ -99,6 +101,13 @@ def test_a_cheat_is_caught(cheat, caught_by):
     for name in caught_by:
         check = CHECKS[name](cheating, nats)
         assert (check.name, check.passed) == (name, False)
+
+
+def test_an_order_that_looks_ahead_is_caught():
+    ahead = subject(honest, order="sorted")
+    found = CHECKS["every target once, in order"](ahead, None)
+    assert not found.passed
+    assert "not as the split has them" in found.measured
 
 
 def test_a_space_counted_twice_is_caught():
