@@ -24,7 +24,7 @@ TOOLS = {
     "report": Tool("golf_lightning.reporting.report", "shows runs side by side, as a page and a picture"),
     "audit": Tool("golf_lightning.audit.commands", "checks an artifact's score against the rules"),
     "bundle": Tool("golf_lightning.submission.bundle", "writes a run's whole program as one file"),
-    "submission": Tool("golf_lightning.submission.submission", "makes the contest's folder out of runs"),
+    "submission": Tool("golf_lightning.submission.commands", "makes the contest's folder out of runs"),
 }
 
 
