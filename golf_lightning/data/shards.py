@@ -107,6 +107,8 @@ def measured_tokens(path: str | Path) -> int:
         size = Path(path).stat().st_size
     except FileNotFoundError:
         raise GolfError(f"The shard {path} does not exist; prepare the data again.") from None
+    if size == 0:
+        raise GolfError(f"The shard {path} is empty; prepare or download it again.")
     count, rest = divmod(size - HEADER_BYTES, 2)
     if count < 1 or rest:
         raise GolfError(f"The shard {path} of {size} bytes is truncated or damaged; prepare or download it again.")

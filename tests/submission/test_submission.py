@@ -15,7 +15,7 @@ from small_run import golf, make_data, write_recipe
 
 from golf_lightning.audit import AuditConfig
 from golf_lightning.errors import GolfError
-from golf_lightning.submission import submission
+from golf_lightning.submission import commands
 from golf_lightning.submission.pages import requirements
 from golf_lightning.submission.seeds import significance, summarize
 from golf_lightning.submission.submission import Author, Refused, submit
@@ -250,16 +250,12 @@ def test_requirements_are_what_the_program_imports() -> None:
 
 
 def test_the_command_says_why(runs: list[Path], capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fake(name: str) -> Any:
-        assert name == "golf_lightning.submission.bundle"
-        return type("Module", (), {"bundle": staticmethod(bundler)})
-
-    monkeypatch.setattr(submission.importlib, "import_module", fake)
+    monkeypatch.setattr(commands, "bundle", bundler)
     out = runs[0].parent / "made"
     options = ("--name", "A b/c", "--github-id", "me", "--out", out, "--positions", 1, "--lengths", 1)
     arguments = [str(part) for part in ("--distributions", 0, "--documents", 2, *options)]
-    assert submission.main([*map(str, runs[:2]), *arguments]) == 1
+    assert commands.main([*map(str, runs[:2]), *arguments]) == 1
     assert "- 2 seeds are given, 3 are asked for." in capsys.readouterr().err
-    assert submission.main([*map(str, runs), *arguments]) == 0
+    assert commands.main([*map(str, runs), *arguments]) == 0
     assert f"wrote {out}" in capsys.readouterr().out
     assert entry(out)["name"] == "A b/c"

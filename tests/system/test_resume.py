@@ -104,7 +104,11 @@ def test_a_run_of_two_ranks_continues_on_any_number(
     one, two = uninterrupted, saved(tmp_path)
     assert one["GolfDataModule"] == two["GolfDataModule"]
     for part in ("state_dict", "optimizer_states", "callbacks"):
-        left, right = flat(one[part]), flat(two[part])
+        left, right = (
+            # The log of data access tells of two sessions where there were two.
+            {name: value for name, value in flat(saved_run[part]).items() if "/access" not in name}
+            for saved_run in (one, two)
+        )
         assert left.keys() == right.keys()
         for name, value in left.items():
             if isinstance(value, torch.Tensor):

@@ -123,10 +123,13 @@ def test_a_run_is_not_continued_in_the_folder_of_another(run: Path, finished: Pa
     assert sorted(path.name for path in (run / "metrics").iterdir()) == ["version_0", "version_1"]
 
 
+ROUND = ("--model.export.quantization.method", "rtn", "--model.export.rate", "fixed")
+
+
 def test_stages_done_again_keep_the_figures_of_the_others(run: Path) -> None:
     result = (run / "result.json").read_bytes()
     model = ["--ckpt_path", run / "checkpoints" / "last.ckpt", "--run.overwrite", "true"]
-    assert again(run, "export", *model, "--model.export.quantization.method", "rtn") == 0
+    assert again(run, "export", *model, *ROUND) == 0
     assert again(run, "test", "--ckpt_path", run / "artifact.golf") == 0
     assert (run / "result.json").read_bytes() == result
     exported, tested = read(run / "export.json"), read(run / "test.json")
@@ -147,6 +150,7 @@ def test_training_again_leaves_nothing_of_the_run_before(run: Path) -> None:
     assert again(run, "fit", *options) == 0
     names = {path.name for path in run.iterdir()}
     assert names == {
+        "access.json",
         "checkpoints",
         "config.yaml",
         "environment.json",
