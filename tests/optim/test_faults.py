@@ -1,12 +1,15 @@
 """What is said about ranks that hang or end, in one process."""
 
+import subprocess
+import sys
 import threading
 import time
 
 import pytest
 import torch.distributed as dist
+from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 
-from golf_lightning.optim.faults import how_it_ended
+from golf_lightning.optim.faults import dismiss_lightnings_observer, how_it_ended
 from golf_lightning.optim.step_watch import StepWatch
 
 
@@ -64,3 +67,22 @@ def test_progress_pause_and_close_keep_the_watch_quiet() -> None:
     watch.join(timeout=10)
     assert said == [] and not watch.is_alive()
     assert threading.current_thread() is threading.main_thread()
+
+
+def test_lightnings_silent_observer_is_dismissed() -> None:
+    """When this fails, Lightning has renamed its observer: look at ``dismiss_lightnings_observer`` again."""
+    dead = subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"])
+    dead.wait()
+    observer = _ChildProcessObserver(main_pid=0, child_processes=[dead], sleep_period=0)
+    killed = []
+    observer._terminate_all = lambda: killed.append(True)  # type: ignore[method-assign]
+    assert observer.name == "child-process-observer" and observer._run() and killed == [True]
+    started, going_on = threading.Event(), threading.Event()
+    sleep = observer.run
+    observer.run = lambda: (started.set(), going_on.wait(10), sleep())  # type: ignore[method-assign,assignment]
+    observer.start()
+    started.wait(10)
+    dismiss_lightnings_observer()
+    going_on.set()
+    observer.join(10)
+    assert killed == [True] and not observer.is_alive()
