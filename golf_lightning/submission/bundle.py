@@ -149,7 +149,9 @@ def needed_sources(settings: dict[str, Any], folders: dict[str, Path]) -> Source
 
 def _program(payload: bytes) -> bytes:
     head = ast.parse(inspect.getsource(squeeze) + inspect.getsource(launcher))
-    head.body = [s for s in head.body if not (isinstance(s, ast.ImportFrom) and s.module == squeeze.__name__)]
+    head.body = [
+        s for s in head.body if not (isinstance(s, ast.ImportFrom) and str(s.module).startswith("golf_lightning."))
+    ]
     TypeStripper().visit(head)
     text = python_minifier.minify(
         ast.unparse(head),

@@ -74,7 +74,7 @@ def code(data: bytes, size: int, decode: bool) -> bytes:
     stretch = stretch_table(squash)
     after, guesses = bit_histories()
     rates = [65536 * 2 // (2 * n + 3) for n in range(250)]
-    count = 7
+    count = 9
     # Of each context: the states of the bits that followed it, by the bits of the byte before them.
     tables: list[dict[int, dict[int, int]]] = [{} for _ in range(count)]
     # Of each kind of context: probability by state, and how often it was learned from.
@@ -83,15 +83,16 @@ def code(data: bytes, size: int, decode: bool) -> bytes:
     by_known = [[14000] * (count + 2) for _ in range(8 * count + 8)]
     by_match = [[14000] * (count + 2) for _ in range(33)]
     trust = [32768 + 500 * n for n in range(33)]
-    refined = [squash[::128] + [65512] for _ in range(65536)]
+    # By the byte before and the bits: probability by mixed log odds, every half.
+    refined: dict[int, list[int]] = {}
     seen: dict[int, int] = {}
     text, packed = bytearray(), bytearray()
     low, high, position = 0, 0xFFFFFFFF, 4
     value = int.from_bytes(data[:4], "big")
-    last = word = before = match = length = 0
+    last = indent = word = before = match = length = 0
     for place in range(size):
-        keys = [last & (1 << 8 * order) - 1 for order in (1, 2, 3, 4, 6)]
-        keys += [word << 8 | last & 255, (word * 0x2F0B4C47 + before) & 0xFFFFFFFFFFFF]
+        keys = [last & (1 << 8 * order) - 1 for order in (1, 2, 3, 4, 5, 6)]
+        keys += [word << 8 | last & 255, (word * 0x2F0B4C47 + before) & 0xFFFFFFFFFFFF, word << 9 | indent]
         nodes = [table.setdefault(key, {}) for table, key in zip(tables, keys, strict=True)]
         expected = text[match] | 256 if length else 0
         row = (last & 255) << 8
@@ -112,7 +113,7 @@ def code(data: bytes, size: int, decode: bool) -> bytes:
             one = min(max(sum(map(mul, first, odds)) >> 16, -MOST), MOST)
             two = min(max(sum(map(mul, second, odds)) >> 16, -MOST), MOST)
             mixed = (one + two + 2 * MOST) >> 1
-            refine = refined[row | bits]
+            refine = refined.get(row | bits) or refined.setdefault(row | bits, [*squash[::128], 65512])
             cell, part = mixed >> 7, mixed & 127
             p = (squash[mixed] + (refine[cell] * (128 - part) + refine[cell + 1] * part >> 7)) >> 1
             middle = low + ((high - low) * min(max(p, 24), 65512) >> 16)
@@ -147,6 +148,7 @@ def code(data: bytes, size: int, decode: bool) -> bytes:
             refine[cell] += (target - refine[cell]) >> 6
             bits += bits + bit
         byte = bits & 255
+        indent = 0 if byte == 10 else min(indent + (byte == 9), 511)
         text.append(byte)
         last = (last << 8 | byte) & 0xFFFFFFFFFFFFFFFF
         if byte == 95 or chr(byte).isalnum():
