@@ -13,7 +13,7 @@ from operator import mul
 
 MOST = 2559
 """Largest log odds."""
-MATCH = 6
+MATCH = 5
 """Bytes that must agree before the match model follows an earlier place."""
 DAMAGED = "this file is damaged: its SHA-256 or length is wrong; copy it again as a binary file."
 
@@ -145,7 +145,7 @@ def code(data: bytes, size: int, decode: bool) -> bytes:
             error = target - squash[two + MOST]
             second[:] = [w + (error * x + 32768 >> 16) for w, x in zip(second, odds, strict=True)]
             cell += part >> 6
-            refine[cell] += (target - refine[cell]) >> 6
+            refine[cell] += (target - refine[cell]) >> 5
             bits += bits + bit
         byte = bits & 255
         indent = 0 if byte == 10 else min(indent + (byte == 9), 511)
