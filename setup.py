@@ -43,7 +43,6 @@ setup(
         "matplotlib>=3.9",
         "numpy>=1.26",
         "pyarrow>=16",
-        "pyppmd>=1.3",
         "python-minifier>=3",
         "PyYAML>=6",
         "rich>=13",

@@ -1,5 +1,7 @@
 """Writes the artifact when training is over."""
 
+from collections.abc import Callable
+
 import lightning.pytorch as pl
 from typing_extensions import override
 
@@ -28,6 +30,7 @@ class GPTQExport(pl.Callback):
     def __init__(self, at_train_end: bool = True) -> None:
         self.at_train_end = at_train_end
         self._budget: ByteBudget | None = None
+        self._measured: Callable[[], None] = lambda: None
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -36,7 +39,7 @@ class GPTQExport(pl.Callback):
         runs = [callback for callback in trainer.callbacks if isinstance(callback, RunFolder)]  # type: ignore[attr-defined]
         if self._exports(trainer, stage) and runs and runs[0].config:
             # Before training: what cannot be measured must not end a run that has trained.
-            measure_code(pl_module, runs[0].config)
+            self._measured = measure_code(pl_module, runs[0].config)
 
     @override
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -66,6 +69,7 @@ class GPTQExport(pl.Callback):
 
     def _export(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, GolfModule)
+        self._measured()
         self._budget = export_and_score(pl_module, artifact_path(trainer))
         over = -self._budget.headroom_bytes
         say(f"wrote {artifact_path(trainer)}: {self._budget.artifact_bytes:,} bytes")

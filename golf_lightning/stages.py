@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import importlib.util
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -29,25 +31,29 @@ from golf_lightning.evaluation.ttt import score_documents
 from golf_lightning.kernels.backend import choose_kernels
 from golf_lightning.reporting.console import say
 from golf_lightning.reporting.documents import add_documents
-from golf_lightning.reporting.ttt_picture import draw_ttt
 
 if TYPE_CHECKING:
     from golf_lightning.module import GolfModule
 
 
-def measure_code(module: GolfModule, config: str) -> None:
+def measure_code(module: GolfModule, config: str) -> Callable[[], None]:
     """Where the module's budget does not say how large the program is, measure it; every rank calls this.
+
+    Packing the program takes a minute, so a process of its own does it beside training.
 
     Args:
         module: attached to a trainer whose processes are connected.
         config: the run's resolved configuration as YAML text, a part of the program.
 
+    Returns:
+        What every rank must call before it exports: it waits for the size and puts it into the module's budget.
+
     Raises:
-        GolfError: a package that bundling needs is missing.
+        GolfError: a package that bundling needs is missing, or the program cannot be put together.
     """
     settings = module.export_config
     if settings.budget.code_bytes is not None:
-        return
+        return lambda: None
     try:
         # By name, so that a bundled program, which knows its own size, does not carry the bundler.
         bundler = importlib.import_module("golf_lightning.submission.bundle")
@@ -57,8 +63,18 @@ def measure_code(module: GolfModule, config: str) -> None:
             "or give the size with --model.export.budget.code_bytes."
         ) from None
     device = module.trainer.strategy.root_device
-    measured = on_rank_zero(lambda: {"code_bytes": bundler.bundle_bytes(config)}, device)
-    module.export_config = dataclasses.replace(settings, budget=dataclasses.replace(settings.budget, **measured))
+    programs = []
+
+    def begin() -> dict[str, Any]:
+        programs.append(bundler.Program(config))
+        return {}
+
+    def finish() -> None:
+        measured = on_rank_zero(lambda: {"code_bytes": len(programs[0].read())}, device)
+        module.export_config = dataclasses.replace(settings, budget=dataclasses.replace(settings.budget, **measured))
+
+    on_rank_zero(begin, device)
+    return finish
 
 
 def export_and_score(module: GolfModule, path: Path) -> ByteBudget:
@@ -104,7 +120,7 @@ def score_with_ttt(module: GolfModule, stream: DocumentStream) -> None:
 
     Several ranks take documents from one queue and their sums are added up. What is finished is kept in the run folder
     while scoring goes on, and scoring that was interrupted continues there. The figures are in ``module.result``, a
-    picture is in the run folder.
+    picture is in the run folder, unless this is a bundled program, which draws none.
     """
     config, ledger = module.ttt_config, module.ledger
     queue = DocumentQueue(module.trainer.global_rank, module.trainer.world_size)
@@ -112,8 +128,11 @@ def score_with_ttt(module: GolfModule, stream: DocumentStream) -> None:
     if module.ttt_baseline:
         plain = _score(module, stream, "ttt_lr0", dataclasses.replace(config, lr=0.0), queue, "score with lr 0")
     adapted = _score(module, stream, "ttt", config, queue, "score")
-    if module.trainer.is_global_zero:
+    # By name, so that a bundled program does not carry it.
+    drawing = "golf_lightning.reporting.ttt_picture"
+    if module.trainer.is_global_zero and importlib.util.find_spec(drawing) is not None:
         with ledger.stage("draw"):
+            draw_ttt = importlib.import_module(drawing).draw_ttt
             path = Path(module.trainer.default_root_dir) / "ttt.png"
             draw_ttt(path, adapted, plain, title=f"test-time training, {config.mode}, chunk {config.chunk}")
 

@@ -1,6 +1,6 @@
-"""The readable head of a bundled program; the bundler copies this file's source, minified, in front of the payload.
+"""The readable head of a bundled program: this source, minified, stands in front of the payload, squeeze.py before it.
 
-It imports nothing of the project before the sources are unpacked.
+The bundler drops the import of squeeze.py; nothing else of the project is imported before the sources are unpacked.
 """
 
 import hashlib
@@ -11,12 +11,10 @@ import tempfile
 from pathlib import Path
 from typing import NoReturn
 
-import pyppmd
+from golf_lightning.submission.squeeze import unpack_text
 
 COMMANDS = ("fit", "validate", "export", "test")
 """The commands that a bundled program knows."""
-ORDER = 16
-"""Longest context in bytes that PPMd predicts the next byte from; longer ones gain nothing."""
 
 
 def unpack(payload: bytes) -> Path:
@@ -26,20 +24,23 @@ def unpack(payload: bytes) -> Path:
     cache cannot be written, a temporary folder serves this process alone.
 
     Args:
-        payload: PPMd data of ``path NUL text`` pairs, joined by NUL.
+        payload: ``path NUL text`` pairs, joined by NUL and packed.
+
+    Raises:
+        ValueError: the payload is damaged.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "golf_lightning")
     shared = cache / hashlib.sha256(payload).hexdigest()
     if shared.is_dir():
         return shared
+    # Unpacked before any folder is made: a damaged file leaves nothing behind.
+    print("unpacking the program, about half a minute, at its first start only", file=sys.stderr, flush=True)
+    pieces = iter(unpack_text(payload).decode().split("\0"))
     try:
         cache.mkdir(parents=True, exist_ok=True)
         own = Path(tempfile.mkdtemp(dir=cache))
     except OSError:
         own = shared = Path(tempfile.mkdtemp())
-    text = pyppmd.decompress(payload, max_order=ORDER)
-    assert isinstance(text, bytes)
-    pieces = iter(text.decode().split("\0"))
     for path, text in zip(pieces, pieces, strict=True):
         file = own / path
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -67,7 +68,10 @@ def launch(payload: bytes, python: tuple[int, int]) -> None:
     command = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "fit"
     if command not in COMMANDS:
         _refuse(f"{command!r} is not part of this program; choose one of {', '.join(COMMANDS)}.")
-    folder = unpack(payload)
+    try:
+        folder = unpack(payload)
+    except ValueError as error:
+        _refuse(str(error))
     sys.path.insert(0, str(folder))
     from golf_lightning.__main__ import end_process, main
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import quick_coder
 import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -16,9 +17,11 @@ from small_run import golf, make_data, write_recipe
 from golf_lightning.__main__ import main
 from golf_lightning.compression.budget import MOST_CODE_BYTES
 from golf_lightning.errors import GolfError
-from golf_lightning.submission import launcher
-from golf_lightning.submission.bundle import _literal, build, bundle
+from golf_lightning.submission import bundle as bundler
+from golf_lightning.submission import launcher, squeeze
+from golf_lightning.submission.bundle import Program, _literal, bundle
 from golf_lightning.submission.closure import class_paths
+from golf_lightning.submission.packing import Packing
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "configs" / "demo.yaml"
@@ -31,10 +34,20 @@ def payload_of(program: bytes) -> bytes:
     return ast.literal_eval(values[0]).encode("latin-1")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick() -> Iterator[None]:
+    """Programs of this file's tests are packed with zlib."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bundler, "squeeze", quick_coder)
+        patch.setattr(bundler, "Packing", quick_coder.QuickPacking)
+        patch.setattr(launcher, "unpack_text", quick_coder.unpack_text)
+        yield
+
+
 @pytest.fixture(scope="module")
-def program() -> bytes:
+def program(quick: None) -> bytes:
     """The demo's bundle."""
-    return build(DEMO.read_text())[0]
+    return Program(DEMO.read_text()).read()
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +67,11 @@ def test_any_bytes_survive_as_a_literal(data: bytes) -> None:
     assert payload_of(program) == data
 
 
-def test_a_shipped_recipe_fits_the_limit_of_the_code(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_shipped_recipe_fits_the_limit_of_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bundler, "squeeze", squeeze)
+    monkeypatch.setattr(bundler, "Packing", Packing)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     report = bundle(ROOT / "configs" / "golf.yaml", tmp_path / "train_gpt.py")
     assert report.bytes == (tmp_path / "train_gpt.py").stat().st_size <= MOST_CODE_BYTES
 
@@ -119,9 +136,9 @@ def test_own_classes_of_the_configuration_travel(tmp_path: Path, monkeypatch: py
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    program, modules = build(yaml.safe_dump({"trainer": {"callbacks": [{"class_path": "mine.Mine"}]}}))
-    text = (launcher.unpack(payload_of(program)) / "mine.py").read_text()
-    assert "mine" in modules and "class Mine" in text
+    made = Program(yaml.safe_dump({"trainer": {"callbacks": [{"class_path": "mine.Mine"}]}}))
+    text = (launcher.unpack(payload_of(made.read())) / "mine.py").read_text()
+    assert "mine" in made.modules and "class Mine" in text
     assert "Not" not in text and "encode" not in text
 
 
@@ -129,7 +146,7 @@ def test_what_belongs_to_one_run_does_not_travel(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     budget = {"limit_bytes": 16_000_000, "code_bytes": 5}
     config = {"ckpt_path": "x.ckpt", "model": {"export": {"budget": budget}, "ttt_baseline": None}}
-    folder = launcher.unpack(payload_of(build(yaml.safe_dump(config))[0]))
+    folder = launcher.unpack(payload_of(Program(yaml.safe_dump(config)).read()))
     assert json.loads((folder / "config.json").read_text()) == {
         "model": {"export": {"budget": {"limit_bytes": 16_000_000}}, "ttt_baseline": None}
     }

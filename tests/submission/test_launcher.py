@@ -3,14 +3,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import pyppmd
 import pytest
 
 from golf_lightning.submission import launcher
+from golf_lightning.submission.squeeze import pack
 
 
 def packed(*pieces: str) -> bytes:
-    return pyppmd.compress("\0".join(pieces).encode(), max_order=launcher.ORDER)
+    return pack("\0".join(pieces).encode())
 
 
 PAYLOAD = packed("config.json", "{}", "a/b/c.py", "x = 'ü'\n", "a/__init__.py", "")
@@ -65,6 +65,24 @@ def test_a_command_that_needs_more_than_the_bundle_is_refused(
     assert end.value.code == 2
     assert f"error: '{argument}' is not part of this program; choose one of fit, validate" in capsys.readouterr().err
     assert not cache.exists()
+
+
+def test_a_damaged_file_is_refused_and_leaves_nothing(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train_gpt.py"])
+    with pytest.raises(SystemExit) as end:
+        launcher.launch(PAYLOAD[:40] + bytes([PAYLOAD[40] ^ 1]) + PAYLOAD[41:], (3, 10))
+    assert end.value.code == 2
+    assert "error: this file is damaged" in capsys.readouterr().err
+    assert not cache.exists()
+
+
+def test_unpacking_is_told_once(cache: Path, capsys: Any) -> None:
+    launcher.unpack(PAYLOAD)
+    assert "unpacking the program" in capsys.readouterr().err
+    launcher.unpack(PAYLOAD)
+    assert capsys.readouterr().err == ""
 
 
 def test_an_older_python_is_refused(cache: Path, capsys: Any) -> None:

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from quick_coder import QuickPacking
 from small_run import golf, write_recipe
 
 from golf_lightning.compression.artifact import Artifact, read_artifact
-from golf_lightning.submission.bundle import bundle_bytes
+from golf_lightning.submission import bundle
 
 
 def export(finished: Path, data: Path, folder: Path, *options: object) -> int:
@@ -50,13 +51,16 @@ def test_a_budget_that_is_too_small_keeps_the_file_and_fails(
     assert f"{exported(tmp_path).file_bytes - 3000:,} bytes over the limit of 4,000" in capsys.readouterr().err
 
 
-def test_code_bytes_that_are_not_given_are_those_of_the_bundle(finished: Path, data: Path, tmp_path: Path) -> None:
+def test_code_bytes_that_are_not_given_are_those_of_the_bundle(
+    finished: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundle, "Packing", QuickPacking)
     assert export(finished, data, tmp_path, "--model.export.budget.code_bytes", "null") == 0
     run = tmp_path / "runs" / "small"
     counted = json.loads((run / "export.json").read_text())["artifact"]["code_bytes"]
     config = (run / "config.export.yaml").read_text()
     assert yaml.safe_load(config)["model"]["export"]["budget"]["code_bytes"] is None
-    assert counted == bundle_bytes(config) > 20_000
+    assert counted == len(bundle.Program(config).read()) > 20_000
 
 
 def test_code_that_cannot_be_measured_is_told_before_anything_is_done(
