@@ -182,7 +182,11 @@ def test_the_bundled_demo_runs_alone_and_gives_the_sums_of_the_package(tmp_path:
         "clock": {"budget_s": None},
         "trainer": {"max_steps": 3},
         "data": {"folder": str(data)},
-        "model": {"gpt": {"vocab_size": 320}, "export": {"calibration_batches": 2}, "ttt": {"max_documents": 3}},
+        "model": {
+            "gpt": {"vocab_size": 320},
+            "export": {"calibration_batches": 2, "budget": {"code_bytes": None}},
+            "ttt": {"max_documents": 3},
+        },
     }
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(small))
     options = ["--config", DEMO, "--config", tmp_path / "small.yaml"]
