@@ -10,8 +10,6 @@ output tile is written as two halves, which halves the shared memory that the ep
 
 from typing import NamedTuple
 
-# Triton takes the types of a kernel's arguments from the call.
-# mypy: disable-error-code="no-untyped-def"
 import torch
 import triton
 import triton.language as tl
