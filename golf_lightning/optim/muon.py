@@ -89,7 +89,7 @@ class MuonAdamW(torch.optim.Optimizer):
         self._pools: list[BankPool] = []
         self._large: list[LargeGradient] = []
         self._packed: PackedGradients | None = None
-        self._full_momentum: dict[nn.Parameter, Tensor] | None = None
+        self._full_state: dict[nn.Parameter, dict[str, Tensor]] | None = None
         self.grad_norm = torch.full((), math.nan)
         """0-d float32 on the device: norm of the averaged gradient of the last step, before the clip; NaN at first."""
 
@@ -124,7 +124,7 @@ class MuonAdamW(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         packed = self._prepare()
-        self._full_momentum = None
+        self._full_state = None
         self._launch_gradients()
         shards = [pool.gradients() for pool in self._pools]
         banks = [gradient_SRC for pool in shards for _, gradient_SRC in pool if len(gradient_SRC)]
@@ -138,7 +138,7 @@ class MuonAdamW(torch.optim.Optimizer):
             factor = (self.config.clip_norm / (self.grad_norm + 1e-6)).clamp_max(1.0)
             torch._foreach_mul_([*banks, *large, *small], factor)
         for pool, gradients in zip(self._pools, shards, strict=True):
-            pool.launch_updates([self._muon_update(bank, gradient_SRC) for bank, gradient_SRC in gradients])
+            pool.launch_updates([self.bank_update(bank, gradient_SRC) for bank, gradient_SRC in gradients])
         self._update_by_adamw("embedding", large)
         self._update_by_adamw("vectors", small)
         for pool in self._pools:
@@ -148,28 +148,46 @@ class MuonAdamW(torch.optim.Optimizer):
         self.zero_grad(set_to_none=True)
         return loss
 
+    def bank_update(self, bank: nn.Parameter, gradient_SRC: Tensor) -> Tensor:
+        """What a step subtracts from this rank's matrices of a bank, before the rate; override it for another rule.
+
+        Args:
+            bank: the whole bank; ``self.state[bank]`` keeps tensors of the shape of ``gradient_SRC`` between steps, and
+                checkpoints hold them whole.
+            gradient_SRC: ``[S, R, C]`` float32, averaged over ranks and clipped, free to be changed; S may be 0.
+
+        Returns:
+            ``[S, R, C]``, any floating dtype; the step multiplies it by ``lr sqrt(max(1, rows / columns))``.
+        """
+        dtype = self.config.newton_schulz_dtype_on(gradient_SRC.device)
+        coefficients = COEFFICIENTS[self.config.coefficients]
+        return muon_update(gradient_SRC, self.state[bank], self._settings("banks")["momentum"], coefficients, dtype)
+
     def consolidate_state_dict(self, to: int = 0) -> None:
-        """Collect the sharded momentum on rank ``to``, in CPU memory; every rank calls it, then ``to`` saves its state.
+        """Collect the sharded state on rank ``to``, in CPU memory; every rank calls it, then ``to`` saves its state.
 
         The copy serves :meth:`state_dict` until the next step.
         """
         if self._group is None:
             return
         self._prepare()
-        momenta = {p: self.state[p]["momentum"] for p in self._named["banks"] if self.state}
-        full = [pool.gather(momenta, to) for pool in self._pools if self.state]
-        here = dist.get_rank(self._group) == to
-        self._full_momentum = {p: momentum for part in full for p, momentum in part.items()} if here else None
+        full: dict[nn.Parameter, dict[str, Tensor]] = {}
+        for pool in self._pools if self.state else []:
+            for key in self.state[pool.parameters[0]]:
+                whole = pool.gather({bank: self.state[bank][key] for bank in pool.parameters}, to)
+                for bank, value_NRC in whole.items():
+                    full.setdefault(bank, {})[key] = value_NRC
+        self._full_state = full if dist.get_rank(self._group) == to else None
 
     def state_dict(self) -> dict[str, Any]:
         """The state with full tensors, in torch's format; with several ranks, after :meth:`consolidate_state_dict`."""
         state = super().state_dict()
         if self._group is None or not self.state:
             return state
-        assert self._full_momentum is not None, "every rank consolidates first, and one of them saves"
+        assert self._full_state is not None, "every rank consolidates first, and one of them saves"
         for index, parameter in enumerate(self._parameters()):
-            if parameter in self._full_momentum:
-                state["state"][index] = {"momentum": self._full_momentum[parameter]}
+            if parameter in self._full_state:
+                state["state"][index] = self._full_state[parameter]
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -200,7 +218,7 @@ class MuonAdamW(torch.optim.Optimizer):
                 loaded.setdefault(parameter, {})[key] = copy
         self.state.clear()
         self.state.update(loaded)
-        self._full_momentum = None
+        self._full_state = None
 
     def snapshot(self) -> Snapshot:
         """A copy of this rank's whole state, for :meth:`restore`; other ranks are not asked."""
@@ -216,7 +234,7 @@ class MuonAdamW(torch.optim.Optimizer):
             self.state[parameter] = {key: value.clone() for key, value in state.items()}
         for group, (lr, momentum) in zip(self.param_groups, snapshot["groups"], strict=True):
             group["lr"], group["momentum"] = lr, momentum
-        self._full_momentum = None
+        self._full_state = None
         self.grad_norm = torch.full((), math.nan)
         self.exchange.forget()
 
@@ -253,11 +271,6 @@ class MuonAdamW(torch.optim.Optimizer):
         senders: list[BankPool | LargeGradient] = [*self._pools, *self._large]
         for sender in sorted(senders, key=lambda sender: -sender.numel):
             sender.launch_gradients()
-
-    def _muon_update(self, bank: nn.Parameter, gradient_SRC: Tensor) -> Tensor:
-        dtype = self.config.newton_schulz_dtype_on(gradient_SRC.device)
-        coefficients = COEFFICIENTS[self.config.coefficients]
-        return muon_update(gradient_SRC, self.state[bank], self._settings("banks")["momentum"], coefficients, dtype)
 
     def _update_by_adamw(self, name: Group, gradients: list[Tensor]) -> None:
         if not self._named[name]:

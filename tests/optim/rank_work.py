@@ -8,7 +8,8 @@ from unittest import mock
 
 import torch
 import torch.distributed as dist
-from ranks import EXACT, SHAPES, gradients, parameters, set_gradients
+from adam_banks import AdamBanks
+from ranks import EXACT, SHAPES, UNCLIPPED, gradients, parameters, set_gradients
 from torch import nn
 
 from golf_lightning.errors import GolfError
@@ -92,6 +93,28 @@ def exact(rank: int) -> dict[str, Any]:
     }
 
 
+def another_rule(rank: int) -> dict[str, dict[str, torch.Tensor]]:
+    """AdamW on the banks, whose state is more than a momentum: trains, saves, and goes on from the saved state."""
+
+    def joined(named: dict[str, nn.Parameter]) -> AdamBanks:
+        optimizer = AdamBanks(named.items(), UNCLIPPED)
+        optimizer.join(dist.group.WORLD)
+        return optimizer
+
+    named = parameters()
+    optimizer = joined(named)
+    train(optimizer, named, rank, 0, STEPS)
+    twins = {name: nn.Parameter(value.clone()) for name, value in detached(named).items()}
+    optimizer.consolidate_state_dict()
+    saved = [copy.deepcopy(optimizer.state_dict()) if rank == 0 else None]
+    dist.broadcast_object_list(saved, src=0)
+    resumed = joined(twins)
+    resumed.load_state_dict(saved[0])
+    train(optimizer, named, rank, STEPS, 2 * STEPS)
+    train(resumed, twins, rank, STEPS, 2 * STEPS)
+    return {"end": detached(named), "resumed end": detached(twins)}
+
+
 def continue_from(rank: int, path: str) -> dict[str, torch.Tensor]:
     """Goes on from what one process saved."""
     saved = torch.load(path, weights_only=True)
@@ -161,4 +184,4 @@ def refusals(rank: int) -> dict[str, str]:
 
 
 def everything(rank: int) -> dict[str, Any]:
-    return {work.__name__: work(rank) for work in (exact, bfloat16, exchange, refusals)}
+    return {work.__name__: work(rank) for work in (exact, another_rule, bfloat16, exchange, refusals)}

@@ -1,5 +1,6 @@
 """Parameters, gradients and gloo processes for the tests of the optimizer."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ SHAPES = {
 """Square, wide and tall banks; three of them do not divide by two ranks."""
 
 EXACT = OptimizerConfig(communication_dtype="float32", newton_schulz_dtype="float64")
+UNCLIPPED = dataclasses.replace(EXACT, clip_norm=0.0)
 
 
 def parameters(seed: int = 0) -> dict[str, nn.Parameter]:

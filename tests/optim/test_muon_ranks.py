@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from rank_work import STEPS, continue_from, everything
-from ranks import EXACT, SHAPES, gradients, parameters, run_on_ranks, set_gradients
+from ranks import EXACT, SHAPES, UNCLIPPED, gradients, parameters, run_on_ranks, set_gradients
 from torch import nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
@@ -87,6 +87,20 @@ def test_a_part_of_the_state_is_never_saved_for_the_whole(ranks: list[dict[str, 
 
 def test_resume_on_two_ranks_is_bit_identical(ranks: list[dict[str, Any]]) -> None:
     assert_close(ranks[0]["exact"]["resumed end"], ranks[0]["exact"]["end"], 0)
+
+
+def test_another_rule_for_banks_is_averaged_sharded_and_saved_like_muon(ranks: list[dict[str, Any]]) -> None:
+    named = parameters()
+    lr, decay = UNCLIPPED.muon_lr, UNCLIPPED.muon_wd
+    banks = [named[name] for name in ("qo", "kv", "up", "down")]
+    torchs = torch.optim.AdamW(banks, lr, (UNCLIPPED.beta1, UNCLIPPED.beta2), UNCLIPPED.eps, decay)
+    for step in range(2 * STEPS):
+        first, second = (gradients(step, rank) for rank in range(WORLD))
+        set_gradients(named, {name: (first[name] + second[name]) / WORLD for name in SHAPES})
+        torchs.step()
+    for name in ("qo", "kv", "up", "down"):
+        torch.testing.assert_close(ranks[0]["another_rule"]["end"][name], named[name].detach(), rtol=0, atol=1e-5)
+    assert_close(ranks[0]["another_rule"]["resumed end"], ranks[0]["another_rule"]["end"], 0)
 
 
 def test_saved_on_two_ranks_goes_on_alone(ranks: list[dict[str, Any]]) -> None:
