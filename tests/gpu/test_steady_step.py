@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import steady_trace
 import torch
 from gpu_run import write_gpu_recipe
 from small_run import make_data
@@ -24,7 +25,7 @@ def trace(data: Path, folder: Path, devices: int) -> dict[str, Any]:
     out = folder / "steady.json"
     command = [sys.executable, "-m", "golf_lightning", "fit", "--config", str(recipe)]
     command += ["--trainer.callbacks+=steady_trace.SteadyTrace", f"--trainer.callbacks.out={out}"]
-    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    path = os.pathsep.join([str(Path(steady_trace.__file__).parent), *sys.path])
     environment = os.environ | {"PYTHONPATH": path}
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -52,6 +53,23 @@ def test_the_trace_tells_waits_and_what_the_device_still_had_to_do() -> None:
     assert summary["calls"] == {"cudaEventSynchronize": 1, "cudaStreamSynchronize": 1}
     assert summary["queued_us"] == [30.0, -20.0]
     assert (summary["steps"], summary["kernels"]) == (3, 2)
+
+
+def test_the_trace_tells_what_communication_costs_beside_other_work() -> None:
+    """30 us of NCCL, of which a product hides 20; a copy of another 50 us later, in two steps."""
+    events = [
+        {"ph": "X", "cat": "user_annotation", "name": MARK, "ts": 0.0, "dur": 100.0},
+        call("cudaLaunchKernel", 1.0, 1.0, 1),
+        call("ncclDevKernel_ReduceScatter", 20.0, 30.0, 1, "kernel"),
+        call("cudaLaunchKernel", 3.0, 1.0, 2),
+        call("product", 10.0, 30.0, 2, "kernel"),
+        call("cudaMemcpyAsync", 5.0, 1.0, 3),
+        call("copy", 160.0, 50.0, 3, "gpu_memcpy"),
+    ]
+    summary = SteadyTrace("unused.json", first=8, last=10)._summary(events)
+    assert summary["step_ms"] == pytest.approx(0.1)
+    assert summary["nccl_ms"] == pytest.approx(0.015)
+    assert summary["nccl_alone_ms"] == pytest.approx(0.005)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
