@@ -67,14 +67,15 @@ def main(argv: Sequence[str]) -> int:
     arguments = build_parser().parse_args(argv)
     names = {field.name for field in dataclasses.fields(AuditConfig)}
     config = AuditConfig(**{name: value for name, value in vars(arguments).items() if name in names})
-    with Console(stderr=True).status("auditing") as status:
+    errors = Console(stderr=True)
+    with errors.status("auditing") as status:
         report = audit(
             arguments.artifact,
             arguments.data,
             run_folder=arguments.run,
             code=arguments.code,
             config=config,
-            progress=status.update,
+            progress=status.update if errors.is_terminal else errors.print,
         )
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(report.table())

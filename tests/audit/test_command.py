@@ -26,7 +26,9 @@ def test_an_honest_run_passes(finished: Path, data: Path, tmp_path: Path, capsys
 def test_a_failure_is_an_exit_status(finished: Path, data: Path, tmp_path: Path, capsys: Any) -> None:
     options = ("--artifact", finished / "artifact.golf", "--data", data, "--limit_bytes", 1000)
     assert golf("audit", *options, "--json", tmp_path / "audit.json", *QUICK) == 1
-    assert "1 FAILED" in capsys.readouterr().out
+    output, errors = capsys.readouterr()
+    assert "1 FAILED" in output
+    assert "hashing documents" in errors  # a line for each step where there is no terminal to show a spinner
     assert not json.loads((tmp_path / "audit.json").read_text())["passed"]
 
 
