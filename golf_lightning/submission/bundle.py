@@ -14,7 +14,6 @@ import re
 import sys
 import time
 import zlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from golf_lightning.files import write_whole
 from golf_lightning.submission import launcher, squeeze
 from golf_lightning.submission.closure import Sources, carried_packages, class_paths, reach, source_of
 from golf_lightning.submission.imports import share_imports
+from golf_lightning.submission.options import without, without_defaults
 from golf_lightning.submission.packing import Packing
 from golf_lightning.submission.slim import TypeStripper, drop_dead_code, drop_docstrings, free_parameters, minify
 
@@ -93,7 +93,7 @@ class Program:
             raise GolfError(f"The configuration is not YAML ({' '.join(str(error).split())}).") from None
         if not isinstance(values, dict):
             raise GolfError("The configuration is not a mapping of options; give a run's config.yaml.")
-        settings = _without(values, NOT_BUNDLED)
+        settings = without_defaults(without(values, NOT_BUNDLED))
         folders = carried_packages(class_paths(settings))
         table, texts = share_imports(needed_sources(settings, folders), minify)
         files = {"config.json": json.dumps(settings, separators=(",", ":"))}
@@ -113,15 +113,6 @@ class Program:
             GolfError: packing failed.
         """
         return _program(self._head, self._packing.result())
-
-
-def _without(values: dict[str, Any], dropped: Iterable[str], prefix: str = "") -> dict[str, Any]:
-    """A nested mapping without the options ``dropped``, given with dots."""
-    return {
-        key: _without(value, dropped, f"{prefix}{key}.") if isinstance(value, dict) else value
-        for key, value in values.items()
-        if f"{prefix}{key}" not in dropped
-    }
 
 
 def needed_sources(settings: dict[str, Any], folders: dict[str, Path]) -> Sources:
