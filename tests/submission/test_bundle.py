@@ -69,6 +69,7 @@ def test_any_bytes_survive_as_a_literal(data: bytes) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_shipped_recipe_fits_the_limit_of_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bundler, "squeeze", squeeze)
     monkeypatch.setattr(bundler, "Packing", Packing)
