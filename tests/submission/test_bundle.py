@@ -22,6 +22,7 @@ from golf_lightning.submission import launcher, squeeze
 from golf_lightning.submission.bundle import Program, _literal, bundle
 from golf_lightning.submission.closure import class_paths
 from golf_lightning.submission.packing import Packing
+from golf_lightning.submission.parts import shares
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "configs" / "demo.yaml"
@@ -55,7 +56,7 @@ def unpacked(program: bytes, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     """The files in it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield launcher.unpack(payload_of(program))
+        yield launcher.unpack(payload_of(program), b"")
 
 
 @given(st.binary(max_size=400))
@@ -68,6 +69,7 @@ def test_any_bytes_survive_as_a_literal(data: bytes) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_shipped_recipe_fits_the_limit_of_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bundler, "squeeze", squeeze)
     monkeypatch.setattr(bundler, "Packing", Packing)
@@ -137,18 +139,20 @@ def test_own_classes_of_the_configuration_travel(tmp_path: Path, monkeypatch: py
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     made = Program(yaml.safe_dump({"trainer": {"callbacks": [{"class_path": "mine.Mine"}]}}))
-    text = (launcher.unpack(payload_of(made.read())) / "mine.py").read_text()
+    text = (launcher.unpack(payload_of(made.read()), b"") / "mine.py").read_text()
     assert "mine" in made.modules and "class Mine" in text
     assert "Not" not in text and "encode" not in text
 
 
-def test_what_belongs_to_one_run_does_not_travel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_belongs_to_one_run_and_defaults_do_not_travel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    budget = {"limit_bytes": 16_000_000, "code_bytes": 5}
-    config = {"ckpt_path": "x.ckpt", "model": {"export": {"budget": budget}, "ttt_baseline": None}}
-    folder = launcher.unpack(payload_of(Program(yaml.safe_dump(config)).read()))
+    budget = {"limit_bytes": 15_000_000, "code_bytes": 5}
+    data = {"folder": "prepared"}
+    config = {"ckpt_path": "x.ckpt", "data": data, "model": {"export": {"budget": budget, "calibration_batches": 64}}}
+    folder = launcher.unpack(payload_of(Program(yaml.safe_dump(config)).read()), b"")
     assert json.loads((folder / "config.json").read_text()) == {
-        "model": {"export": {"budget": {"limit_bytes": 16_000_000}}, "ttt_baseline": None}
+        "data": data,
+        "model": {"export": {"budget": {"limit_bytes": 15_000_000}}},
     }
 
 
@@ -169,6 +173,21 @@ def test_the_command_tells_bytes_and_modules(tmp_path: Path, capsys: Any) -> Non
     out = tmp_path / "program.py"
     assert main(["bundle", "--config", str(DEMO), "--out", str(out)]) == 0
     assert f"{out}: {out.stat().st_size:,} bytes, " in capsys.readouterr().out
+
+
+def test_the_command_tells_what_each_file_takes(tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "program.py"
+    assert main(["bundle", "--config", str(DEMO), "--out", str(out), "--parts"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    sizes = {path: int(size.replace(",", "")) for size, path in lines}
+    assert "golf_lightning/model/gpt.py" in sizes
+    assert sum(sizes.values()) == pytest.approx(out.stat().st_size, abs=len(sizes))
+    assert list(sizes.values()) == sorted(sizes.values(), reverse=True)
+
+
+def test_more_text_takes_more_bytes() -> None:
+    files = {"a": "def f(x): return x + 1", "b": "".join(chr(97 + n * n % 26) for n in range(3000)), "c": ""}
+    assert list(shares(files, 1000)) == ["b", "a", "c"]
 
 
 def scores(path: Path) -> dict[str, float]:
