@@ -1,6 +1,8 @@
 """Watches over the ranks of a run."""
 
-from typing import Any
+import importlib
+import importlib.util
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 from torch.distributed.distributed_c10d import Store, _get_default_store
@@ -13,8 +15,13 @@ from callbacks.steps import within_step
 from golf_lightning.errors import GolfError
 from golf_lightning.module import GolfModule
 from golf_lightning.optim.agreement import assert_parameters_equal
-from golf_lightning.optim.life_watch import LifeWatch
 from golf_lightning.optim.step_watch import StepWatch
+
+if TYPE_CHECKING:
+    from golf_lightning.optim.life_watch import LifeWatch
+
+# By name, so that a bundled program, whose every byte counts, does not carry it.
+LIFE_WATCH = "golf_lightning.optim.life_watch"
 
 
 class RankWatch(pl.Callback):
@@ -22,8 +29,9 @@ class RankWatch(pl.Callback):
 
     Does nothing on one rank. In training each step is watched, see
     :class:`~golf_lightning.optim.step_watch.StepWatch`. In all stages ranks that no longer run, and ranks that sleep
-    without a reason, are found, see :class:`~golf_lightning.optim.life_watch.LifeWatch`. What neither sees, endless
-    work outside of training steps and ranks that never joined the others, the strategy's ``timeout_s`` ends.
+    without a reason, are found, see :class:`~golf_lightning.optim.life_watch.LifeWatch`; a bundled program goes
+    without. What neither sees, endless work outside of training steps and ranks that never joined the others, the
+    strategy's ``timeout_s`` ends.
 
     Args:
         timeout_s: seconds that a micro-batch and its step may take, and that a rank may sleep, before the run ends with
@@ -47,8 +55,9 @@ class RankWatch(pl.Callback):
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         require_before(trainer, self, EMA)  # at the end of training it checks the average
-        if trainer.world_size > 1 and self.timeout_s > 0:
-            self._life = LifeWatch(trainer.global_rank, trainer.world_size, own_store(), self.timeout_s)
+        if trainer.world_size > 1 and self.timeout_s > 0 and importlib.util.find_spec(LIFE_WATCH) is not None:
+            life_watch = importlib.import_module(LIFE_WATCH).LifeWatch
+            self._life = life_watch(trainer.global_rank, trainer.world_size, own_store(), self.timeout_s)
             self._life.start()
 
     @override

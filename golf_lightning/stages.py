@@ -145,7 +145,8 @@ def _score(
 
     def progress(now: ScoreProgress) -> None:
         queue.alive()
-        _say_progress(now)
+        if now.targets:
+            _say_progress(now)
 
     with module.ledger.stage(stage):
         journal = Journal(folder, queue.rank, queue.world_size, fingerprint(module.model, part, config))

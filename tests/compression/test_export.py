@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
+from ranks import start_ranks
 from small_gpt import CONFIG, TOKENIZER, export_from_file, packed_batch, small_gpt, spawned_rank
 
 from golf_lightning.compression import export, rate
@@ -221,7 +221,7 @@ def test_a_larger_budget_is_predicted_to_cost_less(model, batches, tmp_path):
 
 
 def test_two_ranks_export_one_artifact_from_the_batches_of_both(tmp_path: Path):
-    mp.spawn(spawned_rank, args=("export", str(tmp_path)), nprocs=2)
+    start_ranks(spawned_rank, ("export", str(tmp_path)), 2)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert first == {"artifact_bytes": first["artifact_bytes"], "tokens": 4 * 57, "wrote": True}
     assert second == first | {"wrote": False}
@@ -230,7 +230,7 @@ def test_two_ranks_export_one_artifact_from_the_batches_of_both(tmp_path: Path):
 
 @pytest.mark.parametrize(("work", "name"), [("fail", "mix"), ("fail in share", "kv")])
 def test_an_error_on_one_rank_reaches_every_rank(tmp_path: Path, work: str, name: str):
-    mp.spawn(spawned_rank, args=(work, str(tmp_path)), nprocs=2)
+    start_ranks(spawned_rank, (work, str(tmp_path)), 2)
     errors = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     assert errors[0] == errors[1]
     assert f"{name} are too large for fp16" in errors[0]
@@ -244,7 +244,7 @@ def test_banks_divided_among_ranks_give_the_file_of_one(model: GPT, tmp_path: Pa
     sensitivities = collect_sensitivities(model, batches, calibration, count=4)
     torch.save((calibration.hessians, calibration.tokens, sensitivities), tmp_path / "calibration.pt")
     alone = export_from_file(tmp_path, tmp_path / "alone.golf")
-    mp.spawn(spawned_rank, args=("divided", str(tmp_path), ranks), nprocs=ranks)
+    start_ranks(spawned_rank, ("divided", str(tmp_path), ranks), ranks)
     outcomes = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(ranks)]
     assert (tmp_path / "divided.golf").read_bytes() == (tmp_path / "alone.golf").read_bytes()
     assert [outcome["report"] for outcome in outcomes] == [alone["report"]] * ranks
