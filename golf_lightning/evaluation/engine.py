@@ -23,6 +23,7 @@ from golf_lightning.kernels.backend import KernelBackend, choose_kernels
 from golf_lightning.kernels.chunk_attention import Chunks, Kept, chunk_attention, keep_, places
 from golf_lightning.kernels.cross_entropy import IGNORED
 from golf_lightning.kernels.low_rank import RowSlots
+from golf_lightning.kernels.slot_adamw import Learning
 from golf_lightning.model.adapters import DocumentAdapters, adapter_groups
 from golf_lightning.model.gpt import GPT
 from golf_lightning.model.injection import Attend, Context
@@ -98,7 +99,7 @@ class Engine:
         if self.groups:
             self.state = SlotState(
                 self.groups, model.config.width, config,
-                dtype=dtype, compute_dtype=model.compute_dtype, device=device, backend=self.backend,
+                dtype=dtype, compute_dtype=model.compute_dtype, device=device,
             )  # fmt: skip
         self.kept: list[Kept] = []
         if cached:
@@ -216,17 +217,23 @@ class Engine:
         chunk_rows = None if self.plan.cached else (at_S + chunk_C).clamp_(max=shape.rows - 1).flatten()
         chunks = Chunks(slot_S.int(), position_S.int(), self.config.chunk, self.config.window)
         for turn in range(self.config.steps):
+            learning = None if self.state is None else self.state.learning(learner)
             with torch.set_grad_enabled(self.state is not None):
-                nll = self._forward(inputs_T, targets, bounds, chunk_rows, rows, heads, chunks, keeps=turn == 0)
+                nll = self._forward(inputs_T, targets, bounds, chunk_rows, rows, heads, chunks, learning, turn == 0)
             if turn == 0:
                 self._add(nll.detach().view_as(within_Sc), within_Sc, document_S, place_Sc)
-            if self.state is None:
+            if self.state is None or learning is None:
                 return
-            leaves = self.state.leaves
             # Where a document ends its loss has no reader: its slot learns nothing and is reset before it is used.
-            flat = torch.autograd.grad(nll.sum() / self.config.chunk, list(itertools.chain(*leaves.values())))
-            parts = iter(flat)
-            self.state.update(learner, {name: [next(parts) for _ in layers] for name, layers in leaves.items()})
+            loss = nll.sum() / self.config.chunk
+            if self.backend == "triton":
+                loss.backward()
+                if learning.aside is not None:
+                    learning.aside.join()
+                continue
+            leaves = self.state.leaves
+            parts = iter(torch.autograd.grad(loss, list(itertools.chain(*leaves.values()))))
+            self.state.update(learning, {name: [next(parts) for _ in layers] for name, layers in leaves.items()})
 
     def _inputs(
         self, shape: PassShape, slot_S: Tensor, begin_S: Tensor, length_S: Tensor, bounds: Tensor
@@ -244,14 +251,15 @@ class Engine:
 
     def _forward(
         self, inputs_T: Tensor, targets: Tensor, bounds: Tensor, chunk_rows: Tensor | None, rows: RowSlots,
-        heads: RowSlots, chunks: Chunks, *, keeps: bool,
+        heads: RowSlots, chunks: Chunks, learning: Learning | None, keeps: bool,
     ) -> Tensor:  # fmt: skip
         """Nats of the chunks' targets, ``[S c]``."""
         adapters = None
         if self.state is not None:
             adapters = DocumentAdapters(
-                self.groups, self.state.leaves, rows, heads, scale=self.config.adapters.scale, backend=self.backend
-            )
+                self.groups, self.state.leaves, rows, heads, scale=self.config.adapters.scale, backend=self.backend,
+                states=self.state.layers, learning=learning if self.backend == "triton" else None,
+            )  # fmt: skip
         context = self._context(chunks, keeps) if self.plan.cached else None
         n_ScD = self.model.features(inputs_T, bounds, adapters=adapters, context=context, rows=chunk_rows)
         return self.model.nll(n_ScD, targets, adapters=adapters)

@@ -4,6 +4,9 @@
 arXiv:2106.09685). Rows come in tiles of one slot each, so documents of different lengths lie side by side without
 padding to the longest, and a slot's matrices are read where they are kept. Several adapters that read the same input
 share a call: their A stand above each other and each writes columns of its own.
+
+Where a step of AdamW is given, the backward pass takes it: a gradient is used up in the program that computes it, and
+never written.
 """
 
 from collections.abc import Sequence
@@ -14,6 +17,7 @@ import torch
 from torch import Tensor
 
 from golf_lightning.kernels.backend import KernelBackend
+from golf_lightning.kernels.slot_adamw import Learning, SlotTensor, adamw_
 
 # T rows, D inputs, O outputs, P slots, S segments, I tiles, t rows of a tile, r rank, R = r times adapters in the call
 
@@ -36,6 +40,21 @@ class RowSlots:
     learners: Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class Learner:
+    """What an adapter's backward pass does to its own values.
+
+    Attributes:
+        a: A with its optimizer state.
+        b: the same of B.
+        learning: the step; its slots are the ``learners`` of the rows.
+    """
+
+    a: SlotTensor
+    b: SlotTensor
+    learning: Learning
+
+
 def low_rank(
     base_TO: Tensor,
     x_TD: Tensor,
@@ -46,6 +65,7 @@ def low_rank(
     *,
     alpha: float = 1.0,
     scale_O: Tensor | None = None,
+    learner: Learner | None = None,
     backend: KernelBackend = "reference",
 ) -> Tensor:
     """``[T, O]``: ``base`` with the adapters' outputs added.
@@ -59,13 +79,15 @@ def low_rank(
         columns: first and last-but-one column that each adapter writes, ascending and disjoint.
         alpha: factor on the inner values.
         scale_O: factor on each column's addition.
+        learner: a step that A and B take in the backward pass, which then gives no gradients of them; for ``triton``.
         backend: ``reference`` or ``triton``. The gradients of A and B that ``triton`` gives are written for the slots
             in ``rows.learners`` only; those of other slots hold anything.
     """
     flat = [bound for pair in columns for bound in pair]
     if backend == "triton":
-        out: Tensor = _LowRank.apply(base_TO, x_TD, a_PRD, b_POr, rows, flat, alpha, scale_O)
+        out: Tensor = _LowRank.apply(base_TO, x_TD, a_PRD, b_POr, rows, flat, alpha, scale_O, learner)
         return out
+    assert learner is None, "the reference gives gradients"
     h_TR = down(x_TD, a_PRD, rows.tiles, alpha)
     return up(h_TR, base_TO, b_POr, scale_O, rows.tiles, flat)
 
@@ -136,61 +158,51 @@ def _on_gpu(
     return launch_forward(base.contiguous(), x.contiguous(), a, b, scale, tiles, flat, alpha)
 
 
-@torch.library.custom_op("golf::low_rank_backward", mutates_args=())
-def low_rank_backward_op(
-    dout: Tensor, x: Tensor, h: Tensor, a: Tensor, b: Tensor, scale: Tensor | None, tiles: Tensor, bounds: Tensor,
-    learners: Tensor, flat: Sequence[int], alpha: float,
+def backward(
+    dout_TO: Tensor, x_TD: Tensor, h_TR: Tensor, a_PRD: Tensor, b_POr: Tensor, scale_O: Tensor | None, rows: RowSlots,
+    flat: Sequence[int], alpha: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of x, A and B; those of A and B mean something for learners only."""
-    scaled = dout if scale is None else dout * scale
-    g, db = torch.empty_like(h), torch.zeros_like(b)
-    segment = torch.searchsorted(
-        bounds[1:], torch.arange(tiles.shape[0], device=tiles.device) * (x.shape[0] // tiles.shape[0]), right=True
-    )
-    learns = torch.cat([learners, learners.new_full((1,), a.shape[0] - 1)])[segment].long()
-    for out, inner, rows in sites(flat, b.shape[2]):
-        w = _of_tiles(b[:, rows], tiles)
+    """Gradients of x, A and B in plain PyTorch; those of A and B are 0 for slots that do not learn."""
+    tiles, last = rows.tiles, a_PRD.shape[0] - 1
+    scaled = dout_TO if scale_O is None else dout_TO * scale_O
+    g, db = torch.empty_like(h_TR), torch.zeros_like(b_POr)
+    first = torch.arange(tiles.shape[0], device=tiles.device) * rows.tile
+    segment = torch.searchsorted(rows.bounds[1:], first, right=True)
+    learns = torch.cat([rows.learners, rows.learners.new_full((1,), last)])[segment].long()
+    for out, inner, of_b in sites(flat, b_POr.shape[2]):
+        w = _of_tiles(b_POr[:, of_b], tiles)
         part = _per_tile(scaled[:, out], tiles)
         g[:, inner] = torch.bmm(part, w).flatten(0, 1) * alpha
-        db[:, rows].index_add_(0, learns, torch.bmm(part.transpose(1, 2), _per_tile(h[:, inner], tiles)))
+        db[:, of_b].index_add_(0, learns, torch.bmm(part.transpose(1, 2), _per_tile(h_TR[:, inner], tiles)))
     g_tiles = _per_tile(g, tiles)
-    da = torch.zeros_like(a).index_add_(0, learns, torch.bmm(g_tiles.transpose(1, 2), _per_tile(x, tiles)))
-    return torch.bmm(g_tiles, _of_tiles(a, tiles)).flatten(0, 1), da, db
-
-
-@low_rank_backward_op.register_fake
-def _backward_shapes(
-    dout: Tensor, x: Tensor, h: Tensor, a: Tensor, b: Tensor, scale: Tensor | None, tiles: Tensor, bounds: Tensor,
-    learners: Tensor, flat: Sequence[int], alpha: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    return x.new_empty(x.shape), a.new_empty(a.shape), b.new_empty(b.shape)
-
-
-@low_rank_backward_op.register_kernel("cuda")
-def _backward_on_gpu(
-    dout: Tensor, x: Tensor, h: Tensor, a: Tensor, b: Tensor, scale: Tensor | None, tiles: Tensor, bounds: Tensor,
-    learners: Tensor, flat: Sequence[int], alpha: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    from golf_lightning.kernels.triton_low_rank import launch_backward
-
-    return launch_backward(dout.contiguous(), x.contiguous(), h, a, b, scale, tiles, bounds, learners, flat, alpha)
+    da = torch.zeros_like(a_PRD).index_add_(0, learns, torch.bmm(g_tiles.transpose(1, 2), _per_tile(x_TD, tiles)))
+    return torch.bmm(g_tiles, _of_tiles(a_PRD, tiles)).flatten(0, 1), da, db
 
 
 class _LowRank(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, base: Tensor, x: Tensor, a: Tensor, b: Tensor, rows: RowSlots, flat: list[int], alpha: float,
-        scale: Tensor | None,
+        scale: Tensor | None, learner: Learner | None,
     ) -> Tensor:  # fmt: skip
         out, h = torch.ops.golf.low_rank(base, x, a, b, scale, rows.tiles, flat, alpha)
-        ctx.save_for_backward(x, h, a, b, scale, rows.tiles, rows.bounds, rows.learners)
-        ctx.flat, ctx.alpha = flat, alpha
+        ctx.save_for_backward(x, h, a, b, scale)
+        ctx.rows, ctx.flat, ctx.alpha, ctx.learner = rows, flat, alpha, learner
         return out
 
     @staticmethod
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
-        x, h, a, b, scale, tiles, bounds, learners = ctx.saved_tensors
-        dx, da, db = torch.ops.golf.low_rank_backward(
-            dout, x, h, a, b, scale, tiles, bounds, learners, ctx.flat, ctx.alpha
-        )
-        return dout, dx, da, db, None, None, None, None
+        x, *saved = ctx.saved_tensors
+        given: list[Any] = [dout.contiguous(), x.contiguous(), *saved, ctx.rows, ctx.flat, ctx.alpha]
+        learner: Learner | None = ctx.learner
+        if dout.is_cuda:
+            from golf_lightning.kernels.triton_low_rank import launch_backward
+
+            dx, da, db = launch_backward(*given, learner=learner, want_dx=ctx.needs_input_grad[1])
+        else:
+            dx, da, db = backward(*given)
+            if learner is not None:
+                adamw_(learner.a, da, learner.learning)
+                adamw_(learner.b, db, learner.learning)
+                da = db = None
+        return dout, dx, da, db, *(None,) * 5

@@ -1,77 +1,199 @@
-"""Triton kernels of the low-rank products; imported only where they run."""
+"""Triton kernels of the low-rank products and of the step that their matrices take; imported only where they run."""
 
 # Triton takes the types of a kernel's arguments from the call.
 # mypy: disable-error-code="no-untyped-def"
 
+from __future__ import annotations
+
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from golf_lightning.kernels.low_rank import sites
+if TYPE_CHECKING:
+    from golf_lightning.kernels.low_rank import Learner, RowSlots
 
 # T rows, D inputs, O outputs, P slots, S segments, I tiles, r rank, R = r times adapters in the call
 
 
+class Blocks(NamedTuple):
+    """Columns of a program's output, depth of one step, warps, stages."""
+
+    columns: int = 128
+    depth: int = 64
+    warps: int = 4
+    stages: int = 3
+
+
 @triton.jit
 def _product_kernel(
-    x_ptr, w_ptr, y_ptr, base_ptr, scale_ptr, slot_ptr, empty, outputs, inputs, x_row, y_row, base_row,
-    w_slot, w_output, w_input, alpha,
-    TILE: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, BASE: tl.constexpr, SCALED: tl.constexpr,
+    x_ptr, w_ptr, y_ptr, base_ptr, scale_ptr, slot_ptr, empty, tiles, outputs, inputs, x_row, y_row, w_slot, w_output,
+    w_input, alpha, rank, begin0, end0, begin1, end1, begin2, end2,
+    KIND: tl.constexpr, TILE: tl.constexpr, PAIR: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """One tile of rows times its slot's matrix; ``SCALED`` 1 scales the outputs, 2 the inputs, 0 neither."""
-    tile = tl.program_id(1)
+    """One or two tiles of rows times their slots' matrices.
+
+    ``up`` takes each site's inner values to its columns, onto a base; ``back`` takes each site's columns to its inner
+    values; scales belong to the columns in both.
+    """
+    block = tl.program_id(0)
+    if KIND == "up":
+        blocks0, blocks1 = tl.cdiv(end0 - begin0, COLUMNS), tl.cdiv(end1 - begin1, COLUMNS)
+        site = (block >= blocks0).to(tl.int32) + (block >= blocks0 + blocks1).to(tl.int32)
+        block -= tl.where(site == 0, 0, tl.where(site == 1, blocks0, blocks0 + blocks1))
+    if KIND == "back":
+        site = block // tl.cdiv(rank, COLUMNS)
+        block %= tl.cdiv(rank, COLUMNS)
+    if KIND != "plain":
+        begin = tl.where(site == 0, begin0, tl.where(site == 1, begin1, begin2))
+        width = tl.where(site == 0, end0 - begin0, tl.where(site == 1, end1 - begin1, end2 - begin2))
+        above = tl.where(site == 0, 0, tl.where(site == 1, end0 - begin0, end0 - begin0 + end1 - begin1))
+        if scale_ptr is not None:
+            scale_ptr += begin
+        if KIND == "up":
+            x_ptr += site * rank
+            y_ptr += begin
+            base_ptr += begin
+            w_ptr += above * w_output
+            inputs, outputs = rank, width
+        else:
+            x_ptr += begin
+            y_ptr += site * rank
+            w_ptr += above * w_input
+            inputs, outputs = width, rank
+    tile = tl.program_id(1) * PAIR
     slot = tl.load(slot_ptr + tile)
-    row = (tile * TILE + tl.arange(0, TILE)).to(tl.int64)[:, None]
-    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    other = slot
+    if PAIR == 2:
+        other = tl.load(slot_ptr + tl.minimum(tile + 1, tiles - 1))
+    member = tl.arange(0, TILE * PAIR)[:, None]
+    row = (tile * TILE + member).to(tl.int64)
+    there = row < tiles * TILE
+    column = block * COLUMNS + tl.arange(0, COLUMNS)
     inside = column < outputs
-    total = tl.zeros((TILE, COLUMNS), dtype=tl.float32)
-    if slot != empty:
-        w_ptr += slot.to(tl.int64) * w_slot
-        for start in range(0, inputs, DEPTH):
-            k = start + tl.arange(0, DEPTH)
-            x = tl.load(x_ptr + row * x_row + k[None, :], mask=k[None, :] < inputs, other=0.0)
-            if SCALED == 2:
-                x = (x * tl.load(scale_ptr + k, mask=k < inputs, other=0.0)[None, :]).to(x_ptr.dtype.element_ty)
-            w = tl.load(
-                w_ptr + column[None, :] * w_output + k[:, None] * w_input,
-                mask=inside[None, :] & (k[:, None] < inputs), other=0.0,
-            )  # fmt: skip
-            total = tl.dot(x, w, total)
-        total *= alpha
-        if SCALED == 1:
+    total = tl.zeros((TILE * PAIR, COLUMNS), dtype=tl.float32)
+    for turn in tl.static_range(PAIR):
+        mine = slot if turn == 0 else other
+        if turn == 0 or slot != other:
+            part = tl.zeros((TILE * PAIR, COLUMNS), dtype=tl.float32)
+            if mine != empty:
+                w = w_ptr + mine.to(tl.int64) * w_slot + column[None, :] * w_output
+                for start in range(0, inputs, DEPTH):
+                    k = start + tl.arange(0, DEPTH)
+                    x = tl.load(x_ptr + row * x_row + k[None, :], mask=there & (k[None, :] < inputs), other=0.0)
+                    if KIND == "back" and scale_ptr is not None:
+                        scale = tl.load(scale_ptr + k, mask=k < inputs, other=0.0)
+                        x = (x * scale[None, :]).to(x_ptr.dtype.element_ty)
+                    of_w = tl.load(w + k[:, None] * w_input, mask=inside[None, :] & (k[:, None] < inputs), other=0.0)
+                    part = tl.dot(x, of_w, part)
+            total = tl.where(member // TILE >= turn, part, total)
+    total *= alpha
+    if KIND == "up":
+        if scale_ptr is not None:
             total *= tl.load(scale_ptr + column, mask=inside, other=0.0).to(tl.float32)[None, :]
-    if BASE:
-        total += tl.load(base_ptr + row * base_row + column[None, :], mask=inside[None, :], other=0.0).to(tl.float32)
-    tl.store(y_ptr + row * y_row + column[None, :], total.to(y_ptr.dtype.element_ty), mask=inside[None, :])
+        base = tl.load(base_ptr + row * y_row + column[None, :], mask=there & inside[None, :], other=0.0)
+        total += base.to(tl.float32)
+    tl.store(y_ptr + row * y_row + column[None, :], total.to(y_ptr.dtype.element_ty), mask=there & inside[None, :])
 
 
 @triton.jit
-def _outer_kernel(
-    a_ptr, b_ptr, out_ptr, scale_ptr, bound_ptr, slot_ptr, empty, lines, columns, a_row, b_row, out_slot, out_line,
-    LINES: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr, SCALED: tl.constexpr,
+def _outer(
+    a_ptr, b_ptr, scale_ptr, a_row, b_row, begin, end, line, column, lines, columns,
+    LINES: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """``a^T b`` over the rows of one segment, into its slot's place; ``SCALED`` scales each line."""
-    segment = tl.program_id(2)
-    slot = tl.load(slot_ptr + segment)
-    if slot == empty:
-        return
-    line = tl.program_id(1) * LINES + tl.arange(0, LINES)
-    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    """``a^T b`` over some rows; a scale belongs to the lines."""
     total = tl.zeros((LINES, COLUMNS), dtype=tl.float32)
-    for start in range(tl.load(bound_ptr + segment), tl.load(bound_ptr + segment + 1), ROWS):
+    for start in range(begin, end, ROWS):
         row = (start + tl.arange(0, ROWS)).to(tl.int64)[:, None]
         a = tl.load(a_ptr + row * a_row + line[None, :], mask=line[None, :] < lines, other=0.0)
         b = tl.load(b_ptr + row * b_row + column[None, :], mask=column[None, :] < columns, other=0.0)
         total = tl.dot(tl.trans(a), b, total)
-    if SCALED:
+    if scale_ptr is not None:
         total *= tl.load(scale_ptr + line, mask=line < lines, other=0.0).to(tl.float32)[:, None]
-    place = slot.to(tl.int64) * out_slot + line.to(tl.int64)[:, None] * out_line + column[None, :]
-    tl.store(
-        out_ptr + place, total.to(out_ptr.dtype.element_ty), mask=(line[:, None] < lines) & (column[None, :] < columns)
-    )
+    return total
+
+
+@triton.jit
+def _use(
+    grad, of_slot, at, inside, grad_ptr, value_ptr, used_ptr, first_ptr, second_ptr, step, root, beta1, beta2, eps,
+    shrink,
+):  # fmt: skip
+    """Write a gradient, or take a step of AdamW by it."""
+    if grad_ptr is not None:
+        tl.store(grad_ptr + of_slot + at, grad.to(grad_ptr.dtype.element_ty), mask=inside)
+    else:
+        second = tl.load(second_ptr + of_slot + at, mask=inside, other=0.0)
+        second = beta2 * second + (1 - beta2) * grad * grad
+        tl.store(second_ptr + of_slot + at, second, mask=inside)
+        if first_ptr is not None:
+            grad = beta1 * tl.load(first_ptr + of_slot + at, mask=inside, other=0.0) + (1 - beta1) * grad
+            tl.store(first_ptr + of_slot + at, grad, mask=inside)
+        value = tl.load(value_ptr + of_slot + at, mask=inside, other=0.0)
+        value = value * shrink - step * grad / (tl.sqrt(second) / root + eps)
+        tl.store(value_ptr + of_slot + at, value, mask=inside)
+        if used_ptr is not None:
+            tl.store(used_ptr + of_slot + at, value.to(used_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _gradient_kernel(
+    dout_ptr, h_ptr, g_ptr, x_ptr, scale_ptr, bound_ptr, slot_ptr, empty, outputs, inner, inputs, written, rank,
+    da_ptr, a_value, a_used, a_first, a_second, db_ptr, b_value, b_used, b_first, b_second,
+    correction_ptr, root_ptr, lr, beta1, beta2, eps, shrink, begin0, end0, begin1, end1, begin2, end2,
+    LINES: tl.constexpr, B_COLUMNS: tl.constexpr, A_COLUMNS: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """Gradients of A and B over the rows of one segment, and what becomes of them in its slot."""
+    segment = tl.program_id(1)
+    slot = tl.load(slot_ptr + segment).to(tl.int64)
+    begin, end = tl.load(bound_ptr + segment), tl.load(bound_ptr + segment + 1)
+    if slot == empty:
+        return
+    step, root = lr, 1.0
+    if correction_ptr is not None:
+        step, root = lr / tl.load(correction_ptr + segment), tl.load(root_ptr + segment)
+    across = tl.cdiv(rank, B_COLUMNS)
+    blocks0, blocks1 = tl.cdiv(end0 - begin0, LINES), tl.cdiv(end1 - begin1, LINES)
+    of_b = (blocks0 + blocks1 + tl.cdiv(end2 - begin2, LINES)) * across
+    block = tl.program_id(0)
+    if block < of_b:
+        column = (block % across) * B_COLUMNS + tl.arange(0, B_COLUMNS)
+        block = block // across
+        site = (block >= blocks0).to(tl.int32) + (block >= blocks0 + blocks1).to(tl.int32)
+        block -= tl.where(site == 0, 0, tl.where(site == 1, blocks0, blocks0 + blocks1))
+        first = tl.where(site == 0, begin0, tl.where(site == 1, begin1, begin2))
+        width = tl.where(site == 0, end0 - begin0, tl.where(site == 1, end1 - begin1, end2 - begin2))
+        above = tl.where(site == 0, 0, tl.where(site == 1, end0 - begin0, end0 - begin0 + end1 - begin1))
+        line = block * LINES + tl.arange(0, LINES)
+        if scale_ptr is not None:
+            scale_ptr += first
+        grad = _outer(
+            dout_ptr + first, h_ptr + site * rank, scale_ptr, outputs, inner, begin, end, line, column, width, rank,
+            LINES, B_COLUMNS, ROWS,
+        )  # fmt: skip
+        at = (above + line[:, None]) * rank + column[None, :]
+        inside = (line[:, None] < width) & (column[None, :] < rank)
+        _use(
+            grad, slot * written * rank, at, inside, db_ptr, b_value, b_used, b_first, b_second, step, root, beta1,
+            beta2, eps, shrink,
+        )  # fmt: skip
+    else:
+        block -= of_b
+        across = tl.cdiv(inputs, A_COLUMNS)
+        # Other names than above: a name of both branches must have one shape.
+        a_line = (block // across) * LINES + tl.arange(0, LINES)
+        a_column = (block % across) * A_COLUMNS + tl.arange(0, A_COLUMNS)
+        a_grad = _outer(
+            g_ptr, x_ptr, None, inner, inputs, begin, end, a_line, a_column, inner, inputs, LINES, A_COLUMNS, ROWS
+        )  # fmt: skip
+        a_at = a_line[:, None] * inputs + a_column[None, :]
+        a_inside = (a_line[:, None] < inner) & (a_column[None, :] < inputs)
+        _use(
+            a_grad, slot * inner * inputs, a_at, a_inside, da_ptr, a_value, a_used, a_first, a_second, step, root,
+            beta1, beta2, eps, shrink,
+        )  # fmt: skip
 
 
 def launch_forward(
@@ -80,62 +202,100 @@ def launch_forward(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The result ``[T, O]`` and the inner values ``[T, R]``; see the facade."""
     h_TR = x_TD.new_empty(x_TD.shape[0], a_PRD.shape[1])
-    _product(x_TD, a_PRD, h_TR, tiles_I, alpha=alpha)
-    parts = sites(flat, b_POr.shape[2])
-    written = sum(out.stop - out.start for out, _, _ in parts)
+    _product("plain", x_TD, a_PRD, h_TR, tiles_I, alpha=alpha)
+    written = sum(flat[1::2]) - sum(flat[::2])
     out_TO = torch.empty_like(base_TO) if written == base_TO.shape[1] else base_TO.clone()
-    for out, inner, rows in parts:
-        scale = None if scale_O is None else scale_O[out]
-        _product(h_TR[:, inner], b_POr[:, rows], out_TO[:, out], tiles_I, base=base_TO[:, out], output_scale=scale)
+    _product("up", h_TR, b_POr, out_TO, tiles_I, flat=flat, base=base_TO, scale=scale_O)
     return out_TO, h_TR
 
 
 def launch_backward(
-    dout_TO: Tensor, x_TD: Tensor, h_TR: Tensor, a_PRD: Tensor, b_POr: Tensor, scale_O: Tensor | None,
-    tiles_I: Tensor, bounds: Tensor, learners_S: Tensor, flat: Sequence[int], alpha: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of x, A and B; see the facade."""
-    g_TR, dx_TD = torch.empty_like(h_TR), torch.empty_like(x_TD)
-    da_PRD, db_POr = torch.empty_like(a_PRD), torch.empty_like(b_POr)
-    tile = x_TD.shape[0] // tiles_I.shape[0]
-    for out, inner, rows in sites(flat, b_POr.shape[2]):
-        scale = None if scale_O is None else scale_O[out]
-        b_PrO = b_POr[:, rows].transpose(1, 2)
-        _product(dout_TO[:, out], b_PrO, g_TR[:, inner], tiles_I, alpha=alpha, input_scale=scale)
-        _outer(dout_TO[:, out], h_TR[:, inner], db_POr[:, rows], bounds, learners_S, tile, scale)
-    _product(g_TR, a_PRD.transpose(1, 2), dx_TD, tiles_I)
-    _outer(g_TR, x_TD, da_PRD, bounds, learners_S, tile, None)
+    dout_TO: Tensor, x_TD: Tensor, h_TR: Tensor, a_PRD: Tensor, b_POr: Tensor, scale_O: Tensor | None, rows: RowSlots,
+    flat: Sequence[int], alpha: float, *, learner: Learner | None, want_dx: bool,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
+    """Gradients of x, A and B, those that are wanted; see the facade."""
+    g_TR = torch.empty_like(h_TR)
+    _product("back", dout_TO, b_POr.transpose(1, 2), g_TR, rows.tiles, flat=flat, scale=scale_O, alpha=alpha)
+    dx_TD = torch.empty_like(x_TD) if want_dx else None
+    if dx_TD is not None:
+        _product("plain", g_TR, a_PRD.transpose(1, 2), dx_TD, rows.tiles)
+    da_PRD, db_POr = (torch.empty_like(w) if learner is None else None for w in (a_PRD, b_POr))
+
+    def use() -> None:
+        _gradients(dout_TO, h_TR, g_TR, x_TD, scale_O, rows, flat, b_POr, da_PRD, db_POr, learner)
+
+    # The step comes last: it changes what the products read.
+    if learner is None or learner.learning.aside is None:
+        use()
+    else:
+        learner.learning.aside.run(use, dout_TO, h_TR, g_TR, x_TD)
     return dx_TD, da_PRD, db_POr
 
 
+def _sites(flat: Sequence[int]) -> list[int]:
+    assert len(flat) <= 6, "at most three adapters in a call"
+    return [*flat, *[0] * (6 - len(flat))]
+
+
 def _product(
-    x: Tensor, w_PNK: Tensor, y: Tensor, tiles_I: Tensor, *, alpha: float = 1.0, base: Tensor | None = None,
-    output_scale: Tensor | None = None, input_scale: Tensor | None = None, columns: int = 128, depth: int = 64,
-    warps: int = 4, stages: int = 3,
+    kind: str, x: Tensor, w_PNK: Tensor, y: Tensor, tiles_I: Tensor, *, flat: Sequence[int] = (),
+    alpha: float = 1.0, base: Tensor | None = None, scale: Tensor | None = None, blocks: Blocks | None = None,
 ) -> None:  # fmt: skip
-    """``y = base + scale_out * alpha * (scale_in * x) w^T`` by tiles; all with unit stride along their rows but w."""
     slots, outputs, inputs = w_PNK.shape
     count = tiles_I.shape[0]
-    scale = output_scale if output_scale is not None else input_scale
-    columns = min(columns, max(16, triton.next_power_of_2(outputs)))
-    depth = min(depth, 32 if inputs % 64 else 64)
-    _product_kernel[(triton.cdiv(outputs, columns), count)](
-        x, w_PNK, y, base, scale, tiles_I, slots - 1, outputs, inputs, x.stride(0), y.stride(0),
-        0 if base is None else base.stride(0), *w_PNK.stride(), alpha,
-        TILE=x.shape[0] // count, COLUMNS=columns, DEPTH=depth, BASE=base is not None,
-        SCALED=0 if scale is None else (1 if output_scale is not None else 2), num_warps=warps, num_stages=stages,
+    tile = x.shape[0] // count
+    # Wide tiles come in pairs: a slot's matrices are then read half as often.
+    pair = 2 if tile == 64 and count > 1 else 1
+    blocks = blocks or Blocks(warps=8 if pair == 2 else 4)
+    columns, depth, rank = blocks.columns, blocks.depth, inputs if kind == "up" else outputs
+    if kind != "up":
+        columns = min(columns, max(16, triton.next_power_of_2(outputs)))
+    depth = 32 if (inputs if kind != "back" else 64) % 64 else depth
+    ends = list(zip(flat[::2], flat[1::2], strict=True))
+    across = triton.cdiv(outputs, columns)
+    if kind == "up":
+        columns = min(columns, max(16, triton.next_power_of_2(max(end - begin for begin, end in ends))))
+        across = sum(triton.cdiv(end - begin, columns) for begin, end in ends)
+    if kind == "back":
+        across *= len(ends)
+    _product_kernel[(across, triton.cdiv(count, pair))](
+        x, w_PNK, y, base, scale, tiles_I, slots - 1, count, outputs, inputs, x.stride(0), y.stride(0),
+        *w_PNK.stride(), alpha, rank, *_sites(flat),
+        KIND=kind, TILE=tile, PAIR=pair, COLUMNS=columns, DEPTH=depth, num_warps=blocks.warps,
+        num_stages=blocks.stages,
     )  # fmt: skip
 
 
-def _outer(
-    a_TM: Tensor, b_TN: Tensor, out_PMN: Tensor, bounds: Tensor, slots_S: Tensor, tile: int, scale_M: Tensor | None,
-    *, lines: int = 128, columns: int = 128, warps: int = 8, stages: int = 3,
+def _gradients(
+    dout_TO: Tensor, h_TR: Tensor, g_TR: Tensor, x_TD: Tensor, scale_O: Tensor | None, rows: RowSlots,
+    flat: Sequence[int], b_POr: Tensor, da_PRD: Tensor | None, db_POr: Tensor | None, learner: Learner | None,
+    blocks: tuple[int, int, int, int] | None = None,
 ) -> None:  # fmt: skip
-    """``out[slot] = scale * a^T b`` over each segment's rows."""
-    slots, height, width = out_PMN.shape
-    lines, columns = (min(most, max(16, triton.next_power_of_2(n))) for most, n in ((lines, height), (columns, width)))
-    _outer_kernel[(triton.cdiv(width, columns), triton.cdiv(height, lines), slots_S.shape[0])](
-        a_TM, b_TN, out_PMN, scale_M, bounds, slots_S, slots - 1, height, width, a_TM.stride(0), b_TN.stride(0),
-        out_PMN.stride(0), out_PMN.stride(1),
-        LINES=lines, COLUMNS=columns, ROWS=tile, SCALED=scale_M is not None, num_warps=warps, num_stages=stages,
+    """Blocks: most lines, most columns, warps, stages."""
+    # Long segments want to be read seldom, short ones leave the optimizer's traffic, which wants many programs.
+    lines, most, warps, stages = blocks or ((128, 128, 8, 3) if rows.tile == 64 else (64, 64, 4, 3))
+    slots, written, rank = b_POr.shape
+    inner, inputs = h_TR.shape[1], x_TD.shape[1]
+    a_columns, b_columns = (min(most, max(16, triton.next_power_of_2(n))) for n in (inputs, rank))
+    ends = zip(flat[::2], flat[1::2], strict=True)
+    of_b = sum(triton.cdiv(end - begin, lines) for begin, end in ends) * triton.cdiv(rank, b_columns)
+    of_a = triton.cdiv(inner, lines) * triton.cdiv(inputs, a_columns)
+    states: list[Tensor | None] = []
+    numbers: list[Tensor | float | None] = [None, None, 0.0, 0.0, 0.0, 0.0, 0.0]
+    tensors = (None, None) if learner is None else (learner.a, learner.b)
+    for grad, tensor in zip((da_PRD, db_POr), tensors, strict=True):
+        states.append(grad)
+        if tensor is None:
+            states += [None] * 4
+        else:
+            copy = None if tensor.used is tensor.value else tensor.used
+            states += [tensor.value, copy, tensor.first, tensor.second]
+    if learner is not None:
+        constants = learner.learning.constants
+        shrink = 1 - constants.lr * constants.weight_decay
+        numbers = [*learner.learning.corrected, constants.lr, constants.beta1, constants.beta2, constants.eps, shrink]
+    _gradient_kernel[(of_b + of_a, rows.learners.shape[0])](
+        dout_TO, h_TR, g_TR, x_TD, scale_O, rows.bounds, rows.learners, slots - 1, dout_TO.shape[1], inner, inputs,
+        written, rank, *states, *numbers, *_sites(flat),
+        LINES=lines, B_COLUMNS=b_columns, A_COLUMNS=a_columns, ROWS=rows.tile, num_warps=warps, num_stages=stages,
     )  # fmt: skip

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from golf_lightning.errors import GolfError
 from golf_lightning.kernels.backend import KernelBackend
-from golf_lightning.kernels.low_rank import RowSlots, low_rank
+from golf_lightning.kernels.low_rank import Learner, RowSlots, low_rank
+from golf_lightning.kernels.slot_adamw import Learning, SlotTensor
 from golf_lightning.model.config import GPTConfig
 from golf_lightning.model.injection import Adapt, LayerAdapters
 
@@ -133,6 +134,8 @@ class DocumentAdapters:
         head_rows: the same for the rows that are given to the head, and to the last layer past its attention.
         scale: factor on every adapter's output.
         backend: see :func:`~golf_lightning.kernels.low_rank.low_rank`.
+        states: the same as ``values`` with their optimizer state, where the backward pass is to learn.
+        learning: the step that it takes then.
     """
 
     def __init__(
@@ -144,10 +147,13 @@ class DocumentAdapters:
         *,
         scale: float = 1.0,
         backend: KernelBackend = "reference",
+        states: Mapping[str, Sequence[SlotTensor]] | None = None,
+        learning: Learning | None = None,
     ) -> None:
         self._groups = {group.name: group for group in groups}
         self._values, self._rows, self._head_rows = values, rows, head_rows
         self._scale, self._backend = scale, backend
+        self._states, self._learning = states, learning
 
     def layer(self, virtual: int) -> LayerAdapters:
         """See :class:`~golf_lightning.model.injection.Adapters`."""
@@ -164,11 +170,15 @@ class DocumentAdapters:
 
     def _adapt(self, name: str, virtual: int, rows: RowSlots) -> Adapt:
         a_PRD, b_POr = self._values[f"{name}.a"][virtual], self._values[f"{name}.b"][virtual]
+        learner: Learner | None = None
+        if self._states is not None and self._learning is not None:
+            a, b = (self._states[f"{name}.{part}"][virtual] for part in "ab")
+            learner = Learner(a, b, self._learning)
 
         def adapt(base_TO: Tensor, x_TD: Tensor, scale_O: Tensor | None) -> Tensor:
             return low_rank(
                 base_TO, x_TD, a_PRD, b_POr, rows, self._groups[name].columns,
-                alpha=self._scale, scale_O=scale_O, backend=self._backend,
+                alpha=self._scale, scale_O=scale_O, learner=learner, backend=self._backend,
             )  # fmt: skip
 
         return adapt

@@ -29,7 +29,7 @@ from golf_lightning.data.shards import find_shards, map_shard
 from golf_lightning.data.tokenizer import Tokenizer
 from golf_lightning.evaluation.config import TTTConfig
 from golf_lightning.evaluation.documents import DocumentStream
-from golf_lightning.evaluation.scores import DocumentScores
+from golf_lightning.evaluation.scores import DocumentScores, ScoreProgress
 from golf_lightning.evaluation.ttt import score_documents
 from golf_lightning.model.adapters import AdapterConfig
 from golf_lightning.model.config import GPTConfig
@@ -103,14 +103,27 @@ def difference(scores: DocumentScores, base: DocumentScores) -> dict[str, float]
     return {"bpb_over_first": mean, "standard_error": error}
 
 
-def profile(model: GPT, stream: DocumentStream, text: str) -> list[str]:
-    """Kernels of scoring a few documents, by time on the device."""
+def profile(model: GPT, stream: DocumentStream, text: str, first: int, passes: int) -> list[str]:
+    """Kernels of some passes, by time on the device."""
     config = dataclasses.replace(TTTConfig(**setting(text)), budget_seconds=None)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as trace:
-        scores = score_documents(model, stream, config, token_bytes=lambda previous, targets: 0 * targets)
+    trace = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
+    seen = []
+
+    def watched(progress: ScoreProgress) -> None:
+        seen.append(progress)
+        if len(seen) == first:
+            trace.start()
+        elif len(seen) == first + passes:
+            trace.stop()
+
+    zero = lambda previous, targets: 0 * targets  # noqa: E731
+    score_documents(model, stream, config, token_bytes=zero, progress=watched, interval_seconds=0.0)
+    if len(seen) < first + passes:
+        trace.stop()
+    targets = seen[min(first + passes, len(seen)) - 1].targets - seen[first - 1].targets
     rows = [(event.key, event.self_device_time_total / 1e3, event.count) for event in trace.key_averages()]
     rows = sorted((row for row in rows if row[1] > 0), key=lambda row: -row[1])
-    lines = [f"{text}: {sum(r[1] for r in rows):.1f} ms of kernels, warm-up and {scores.seconds:.2f} s of scoring"]
+    lines = [f"{text}: {sum(r[1] for r in rows):.1f} ms of kernels in {passes} passes over {targets} targets"]
     return lines + [f"{ms:10.2f} ms {count:7d} x {1e3 * ms / count:9.1f} us  {name[:140]}" for name, ms, count in rows]
 
 
@@ -140,7 +153,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=2, help="of the lengths; 2 has the contest's mean")
     parser.add_argument("--json", type=Path, help="file for the results")
     parser.add_argument("--profile", type=Path, help="file for a table of kernels of the first setting")
-    parser.add_argument("--profiled", type=int, default=64, help="documents of that")
+    parser.add_argument("--profiled", type=int, nargs=2, default=(20, 10), help="first pass of that, and how many")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = build(args, device)
@@ -168,8 +181,8 @@ def main() -> None:
         if args.json:
             args.json.write_text(json.dumps(result, indent=2) + "\n")
     if args.profile:
-        few = stream.part(max_documents=args.profiled)
-        args.profile.write_text("\n".join(profile(model, few, (args.run or [""])[0])) + "\n")
+        first, passes = args.profiled
+        args.profile.write_text("\n".join(profile(model, stream, (args.run or [""])[0], first, passes)) + "\n")
 
 
 if __name__ == "__main__":

@@ -180,9 +180,9 @@ def test_a_document_learns_once_a_chunk_and_never_from_its_last(mode, slots, mon
     updates = []
     update = SlotState.update
 
-    def counted(self, learners, grads):
-        updates.extend(slot for slot in learners.tolist() if slot != self.empty)
-        update(self, learners, grads)
+    def counted(self, learning, grads):
+        updates.extend(slot for slot in learning.slots.tolist() if slot != self.empty)
+        update(self, learning, grads)
 
     monkeypatch.setattr(SlotState, "update", counted)
     score(small_gpt(), small_split(), small_config(slots=slots, mode=mode))

@@ -1,0 +1,92 @@
+"""The kernels of test-time training on a GPU: bfloat16 in, compared with the formulas in float64."""
+
+import pytest
+import torch
+
+from golf_lightning.kernels.joining import join_backward_op, join_op
+from golf_lightning.kernels.low_rank import Learner, RowSlots, backward, down, low_rank, up
+from golf_lightning.kernels.slot_adamw import AdamWConstants, Aside, Learning, SlotTensor, adamw_, corrections
+
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] < 9,
+    reason="needs a GPU of compute capability 9",
+)
+
+CONSTANTS = AdamWConstants(lr=0.01, beta1=0.0, beta2=0.99, eps=1e-3, weight_decay=0.5)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+def random(*shape):
+    return torch.randn(*shape, device="cuda").bfloat16()
+
+
+def close(found, expected, tolerance=0.01):
+    """Within so much of the largest value expected."""
+    assert (found.double() - expected.double()).abs().max() <= tolerance * expected.double().abs().max()
+
+
+@pytest.mark.parametrize("terms", [1, 2, 3])
+@pytest.mark.parametrize("weighted", [True, False])
+def test_sums_and_norms(terms, weighted):
+    inputs, weights = [random(1030, 512) for _ in range(terms)], random(terms, 512) if weighted else None
+    wide = [x.double().cpu() for x in inputs], None if weights is None else weights.double().cpu()
+    u, n = join_op(inputs, weights, 0.7, True)
+    for found, expected in zip((u, n), join_op(*wide, 0.7, True), strict=True):
+        close(found, expected)
+    gradients = [random(1030, 512) for _ in range(4)]
+    du, *dn = (x.double().cpu() for x in gradients)
+    wanted = [True, False, True][:terms]
+    expected = join_backward_op(du, dn, u.double().cpu(), wide[1], 0.7, wanted)
+    found = join_backward_op(gradients[0], gradients[1:], u, weights, 0.7, wanted)
+    assert len(found) == len(expected)
+    for mine, theirs in zip(found, expected, strict=True):
+        close(mine, theirs)
+
+
+@pytest.mark.parametrize("tile", [16, 32, 64])
+@pytest.mark.parametrize("columns", [[(0, 512), (512, 768), (768, 1024)], [(512, 768)], [(0, 1024)]], ids=str)
+@pytest.mark.parametrize("aside", [False, True])
+def test_low_rank_products_gradients_and_steps(tile, columns, aside):
+    rank, lengths = 96, [3 * tile, 5 * tile, 7 * tile, 2 * tile]
+    slots = torch.tensor([5, 0, 3, 1], device="cuda", dtype=torch.int32)
+    tiles = torch.cat([slots.repeat_interleave(torch.tensor(lengths, device="cuda") // tile), slots.new_full((1,), 6)])
+    bounds = torch.tensor([0, *lengths], device="cuda").cumsum(0).int()
+    learners = torch.tensor([5, 6, 3, 1], device="cuda", dtype=torch.int32)
+    rows = RowSlots(tile, tiles, bounds, learners)
+    height, written = 18 * tile, sum(end - begin for begin, end in columns)
+    base, x, dout, scale = random(height, 1024), random(height, 512), random(height, 1024), random(1024)
+    a, b = random(7, rank * len(columns), 512) / 16, random(7, written, rank) / 8
+    corrected = corrections(torch.tensor([1.0, 1.0, 2.0, 9.0], device="cuda"), CONSTANTS, torch.float32)
+    learning = Learning(learners, corrected, CONSTANTS, Aside() if aside else None)
+    states = [SlotTensor(w.float(), w.clone(), None, torch.rand_like(w.float())) for w in (a, b)]
+    copies = [
+        SlotTensor(w.double().cpu(), w.double().cpu(), None, state.second.double().cpu())
+        for w, state in zip((a, b), states, strict=True)
+    ]
+    x.requires_grad_()
+    leaves = [state.used.detach().requires_grad_() for state in states]
+    found = low_rank(
+        base, x, *leaves, rows, columns, alpha=1.5, scale_O=scale, learner=Learner(*states, learning), backend="triton"
+    )
+    wide = [t.detach().double().cpu() for t in (base, x, dout, a, b, scale)]
+    slow = RowSlots(tile, *(t.cpu() for t in (tiles, bounds, learners)))
+    flat = [bound for pair in columns for bound in pair]
+    h = down(wide[1], wide[3], slow.tiles, 1.5)
+    close(found, up(h, wide[0], wide[4], wide[5], slow.tiles, flat))
+    (dx,) = torch.autograd.grad(found, x, dout)
+    if learning.aside is not None:
+        learning.aside.join()
+    expected = backward(wide[2], wide[1], h, wide[3], wide[4], wide[5], slow, flat, 1.5)
+    close(dx, expected[0])
+    step = Learning(slow.learners, tuple(part.double().cpu() for part in corrected), CONSTANTS)
+    for mine, theirs, grad in zip(states, copies, expected[1:], strict=True):
+        before = theirs.value.clone()
+        adamw_(theirs, grad, step)
+        moved, wanted = (t.value.double().cpu()[:6] - before[:6] for t in (mine, theirs))
+        close(moved, wanted, 0.05)
+        close(mine.second.cpu()[:6], theirs.second[:6], 0.05)
+        assert torch.equal(mine.used[:6], mine.value[:6].bfloat16())
