@@ -19,7 +19,7 @@ from torch import Tensor
 from golf_lightning.evaluation.config import TTTConfig
 from golf_lightning.evaluation.slot_state import SlotState
 from golf_lightning.evaluation.slots import Step, WindowPlan
-from golf_lightning.kernels.backend import KernelBackend, choose_kernels
+from golf_lightning.kernels.backend import choose_kernels
 from golf_lightning.kernels.chunk_attention import Chunks, Kept, chunk_attention, keep_, places
 from golf_lightning.kernels.cross_entropy import IGNORED
 from golf_lightning.kernels.low_rank import RowSlots
@@ -33,18 +33,17 @@ from golf_lightning.model.injection import Attend, Context
 MOST_TOGETHER = 256
 """Documents of a pass: FlashAttention-4 has one kernel for up to 256 segments."""
 
-FINE_TILE, WIDE_TILE = 16, 64
-"""Rows of a tile: tensor cores want 16 at least, and wider tiles read a slot's matrices less often."""
+SPAN = 128
+"""Rows that an adapter's program takes at most: wide ones read a slot's matrices less often."""
 
 FIELDS = 8
 """Numbers that describe a document's part in a pass."""
 
 
-def window_plan(config: TTTConfig, backend: KernelBackend) -> WindowPlan:
-    """How documents are cut, padded as the kernels of ``backend`` want it."""
+def window_plan(config: TTTConfig) -> WindowPlan:
+    """How documents are cut; the reference gathers matrices by tiles, and many small ones take memory."""
     cached = config.mode == "cached"
-    tile = WIDE_TILE if backend == "triton" and not cached else FINE_TILE
-    return WindowPlan(chunk=config.chunk, window=config.window, cached=cached, tile=tile)
+    return WindowPlan(chunk=config.chunk, window=config.window, cached=cached, tile=8 if cached else 16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +78,8 @@ class Engine:
         self.device = device = model.embedding.device
         self.backend = choose_kernels(model.kernels, device, model.compute_dtype)
         cached = config.mode == "cached"
-        self.plan = window_plan(config, self.backend)
-        self.chunk_rows = -(-config.chunk // FINE_TILE) * FINE_TILE
-        self.chunk_tile = next(tile for tile in (64, 32, 16) if self.chunk_rows % tile == 0)
+        self.plan = window_plan(config)
+        self.chunk_rows = self.plan.chunk_rows
         self.shapes = self._choose_shapes()
         dtype = torch.promote_types(model.compute_dtype, torch.float32)
         self.nats = torch.zeros(documents + 1, dtype=torch.float64, device=device)
@@ -200,19 +198,20 @@ class Engine:
     def _pass(self, shape: PassShape, fields: Tensor) -> None:
         slot_S, learner_S, begin_S, position_S, rows_S, row_S, count_S, document_S = fields.unbind(0)
         bounds = F.pad(rows_S.cumsum(0), (1, 0)).int()
-        inputs_T, tile_slots = self._inputs(shape, slot_S, begin_S, row_S + count_S, bounds)
+        inputs_T = self._inputs(shape, begin_S, row_S + count_S, bounds)
         chunk_C = torch.arange(self.chunk_rows, device=self.device)
         place_Sc = begin_S[:, None] + row_S[:, None] + chunk_C
         within_Sc = chunk_C < count_S[:, None]
         target_Sc = self.tokens[(place_Sc + 1).clamp_(max=self.tokens.shape[0] - 1)].long()
         targets = torch.where(within_Sc, target_Sc, IGNORED).flatten()
-        learner = learner_S.int()
-        rows = RowSlots(self.plan.tile, tile_slots, bounds, learner)
+        learner, slot = learner_S.int(), slot_S.int()
         chunk_bounds = torch.arange(shape.documents + 1, device=self.device, dtype=torch.int32) * self.chunk_rows
-        chunk_slots = slot_S.int().repeat_interleave(self.chunk_rows // self.chunk_tile)
-        heads = RowSlots(self.chunk_tile, chunk_slots, chunk_bounds, learner)
-        if self.plan.cached:
-            rows = heads
+        of_head = {"total": shape.documents * self.chunk_rows, "tile": self.chunk_rows}
+        span = min(SPAN, self.chunk_rows)
+        heads = rows = RowSlots(chunk_bounds, slot, learner, **of_head, span=span, last=self.config.slots)
+        if not self.plan.cached:
+            of_rows = {"total": shape.rows, "tile": self.plan.tile}
+            rows = RowSlots(bounds, slot, learner, **of_rows, span=SPAN, last=self.config.slots)
         at_S = (bounds[:-1] + row_S)[:, None]
         chunk_rows = None if self.plan.cached else (at_S + chunk_C).clamp_(max=shape.rows - 1).flatten()
         chunks = Chunks(slot_S.int(), position_S.int(), self.config.chunk, self.config.window)
@@ -235,19 +234,15 @@ class Engine:
             parts = iter(torch.autograd.grad(loss, list(itertools.chain(*leaves.values()))))
             self.state.update(learning, {name: [next(parts) for _ in layers] for name, layers in leaves.items()})
 
-    def _inputs(
-        self, shape: PassShape, slot_S: Tensor, begin_S: Tensor, length_S: Tensor, bounds: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Tokens ``[T]`` of all rows, 0 in padding, and the slot of each tile."""
+    def _inputs(self, shape: PassShape, begin_S: Tensor, length_S: Tensor, bounds: Tensor) -> Tensor:
+        """Tokens ``[T]`` of all rows, 0 in padding."""
         row_T = torch.arange(shape.rows, device=self.device, dtype=torch.int32)
         segment_T = torch.searchsorted(bounds[1:], row_T, right=True)
         known_T = segment_T.clamp(max=shape.documents - 1)
         offset_T = row_T - bounds[known_T]
         place_T = (begin_S[known_T] + offset_T).clamp_(max=self.tokens.shape[0] - 1)
         inside_T = (segment_T < shape.documents) & (offset_T < length_S[known_T])
-        tile_segment = segment_T[:: self.plan.tile]
-        slots = F.pad(slot_S, (0, 1), value=self.config.slots)[tile_segment].int()
-        return torch.where(inside_T, self.tokens[place_T].long(), 0), slots
+        return torch.where(inside_T, self.tokens[place_T].long(), 0)
 
     def _forward(
         self, inputs_T: Tensor, targets: Tensor, bounds: Tensor, chunk_rows: Tensor | None, rows: RowSlots,

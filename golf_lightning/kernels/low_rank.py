@@ -9,11 +9,13 @@ Where a step of AdamW is given, the backward pass takes it: a gradient is used u
 never written.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from golf_lightning.kernels.backend import KernelBackend
@@ -23,21 +25,64 @@ from golf_lightning.kernels.slot_adamw import Learning, SlotTensor, adamw_
 
 
 @dataclass(frozen=True, slots=True)
+class Spans:
+    """Runs of rows that one program takes.
+
+    Attributes:
+        rows: most rows of a span.
+        table: ``[J, 3]`` int32, of each span its first row, its segment's last row but one, and its slot; spans that
+            begin where their segment ends are empty.
+    """
+
+    rows: int
+    table: Tensor
+
+
 class RowSlots:
     """Which slot each row belongs to.
 
-    Attributes:
-        tile: rows of a tile; ``I * tile == T``.
-        tiles: ``[I]`` int32, slot of each tile; the last slot stands for no document and its rows get no adapter.
-        bounds: ``[S + 1]`` int32, first row of each segment, multiples of ``tile``; a segment has one slot.
+    Args:
+        bounds: ``[S + 1]`` int32, first row of each segment, multiples of ``tile``; a segment has one slot. Rows past
+            the last segment belong to no document.
+        slots: ``[S]`` int32, slot of each segment; the last slot stands for no document, and its rows get no adapter.
         learners: ``[S]`` int32, slot of each segment that wants gradients, and the last slot for the others; no slot
             but the last occurs twice.
+        total: T, a multiple of ``tile``.
+        tile: rows that have one slot; the reference goes by tiles.
+        span: most rows that a program of the fused path takes.
+        last: the last slot.
     """
 
-    tile: int
-    tiles: Tensor
-    bounds: Tensor
-    learners: Tensor
+    def __init__(
+        self, bounds: Tensor, slots: Tensor, learners: Tensor, *, total: int, tile: int, span: int, last: int
+    ) -> None:
+        self.bounds, self.learners, self.tile, self.span = bounds, learners, tile, span
+        self._total = total
+        self._ends, self._slots = F.pad(bounds[1:], (0, 1), value=total), F.pad(slots, (0, 1), value=last)
+
+    @functools.cached_property
+    def segments(self) -> Tensor:
+        """Segment of each tile, ``[I]``; S for those past the last."""
+        first = torch.arange(0, self._total, self.tile, device=self.bounds.device, dtype=self.bounds.dtype)
+        return torch.searchsorted(self.bounds[1:], first, right=True)
+
+    @functools.cached_property
+    def tiles(self) -> Tensor:
+        """Slot of each tile, ``[I]`` int32."""
+        return self._slots[self.segments]
+
+    @functools.cached_property
+    def spans(self) -> Tensor:
+        """Of each span its first row, the end of its segment, and its slot, ``[J, 3]`` int32; a span that begins where
+        its segment ends is empty."""
+        count_S = (self._ends - self.bounds + self.span - 1) // self.span
+        before_S = count_S.cumsum(0) - count_S
+        most = self._total // self.span + (len(self._slots) if self.tile % self.span else 0)
+        span_J = torch.arange(most, device=self.bounds.device)
+        of_J = torch.searchsorted(before_S, span_J, right=True) - 1
+        end_J = self._ends[of_J]
+        first_J = torch.minimum(self.bounds[of_J] + (span_J - before_S[of_J]) * self.span, end_J)
+        return torch.stack([first_J, end_J, self._slots[of_J]], dim=1).int()
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,45 +175,15 @@ def up(
     return torch.cat([*parts, base_TO[:, done:]], dim=1)
 
 
-@torch.library.custom_op("golf::low_rank", mutates_args=())
-def low_rank_op(
-    base: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: Tensor | None, tiles: Tensor, flat: Sequence[int],
-    alpha: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The result ``[T, O]`` and the inner values ``[T, R]``."""
-    h = down(x, a, tiles, alpha)
-    return up(h, base, b, scale, tiles, flat), h
-
-
-@low_rank_op.register_fake
-def _shapes(
-    base: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: Tensor | None, tiles: Tensor, flat: Sequence[int],
-    alpha: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    return base.new_empty(base.shape), x.new_empty(x.shape[0], a.shape[1])
-
-
-@low_rank_op.register_kernel("cuda")
-def _on_gpu(
-    base: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: Tensor | None, tiles: Tensor, flat: Sequence[int],
-    alpha: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    from golf_lightning.kernels.triton_low_rank import launch_forward
-
-    return launch_forward(base.contiguous(), x.contiguous(), a, b, scale, tiles, flat, alpha)
-
-
 def backward(
     dout_TO: Tensor, x_TD: Tensor, h_TR: Tensor, a_PRD: Tensor, b_POr: Tensor, scale_O: Tensor | None, rows: RowSlots,
     flat: Sequence[int], alpha: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of x, A and B in plain PyTorch; those of A and B are 0 for slots that do not learn."""
-    tiles, last = rows.tiles, a_PRD.shape[0] - 1
+    tiles = rows.tiles
     scaled = dout_TO if scale_O is None else dout_TO * scale_O
     g, db = torch.empty_like(h_TR), torch.zeros_like(b_POr)
-    first = torch.arange(tiles.shape[0], device=tiles.device) * rows.tile
-    segment = torch.searchsorted(rows.bounds[1:], first, right=True)
-    learns = torch.cat([rows.learners, rows.learners.new_full((1,), last)])[segment].long()
+    learns = F.pad(rows.learners, (0, 1), value=a_PRD.shape[0] - 1)[rows.segments].long()
     for out, inner, of_b in sites(flat, b_POr.shape[2]):
         w = _of_tiles(b_POr[:, of_b], tiles)
         part = _per_tile(scaled[:, out], tiles)
@@ -185,7 +200,13 @@ class _LowRank(torch.autograd.Function):
         ctx: Any, base: Tensor, x: Tensor, a: Tensor, b: Tensor, rows: RowSlots, flat: list[int], alpha: float,
         scale: Tensor | None, learner: Learner | None,
     ) -> Tensor:  # fmt: skip
-        out, h = torch.ops.golf.low_rank(base, x, a, b, scale, rows.tiles, flat, alpha)
+        if x.is_cuda:
+            from golf_lightning.kernels.triton_low_rank import launch_forward
+
+            out, h = launch_forward(base.contiguous(), x.contiguous(), a, b, scale, rows, flat, alpha)
+        else:
+            h = down(x, a, rows.tiles, alpha)
+            out = up(h, base, b, scale, rows.tiles, flat)
         ctx.save_for_backward(x, h, a, b, scale)
         ctx.rows, ctx.flat, ctx.alpha, ctx.learner = rows, flat, alpha, learner
         return out

@@ -16,7 +16,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from golf_lightning.kernels.low_rank import Learner, RowSlots
 
-# T rows, D inputs, O outputs, P slots, S segments, I tiles, r rank, R = r times adapters in the call
+# T rows, D inputs, O outputs, P slots, S segments, r rank, R = r times adapters in the call
 
 
 class Blocks(NamedTuple):
@@ -30,15 +30,19 @@ class Blocks(NamedTuple):
 
 @triton.jit
 def _product_kernel(
-    x_ptr, w_ptr, y_ptr, base_ptr, scale_ptr, slot_ptr, empty, tiles, outputs, inputs, x_row, y_row, w_slot, w_output,
-    w_input, alpha, rank, begin0, end0, begin1, end1, begin2, end2,
-    KIND: tl.constexpr, TILE: tl.constexpr, PAIR: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+    x_ptr, w_ptr, y_ptr, base_ptr, scale_ptr, span_ptr, empty, outputs, inputs, x_row, y_row, w_slot, w_output, w_input,
+    alpha, rank, begin0, end0, begin1, end1, begin2, end2,
+    KIND: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """One or two tiles of rows times their slots' matrices.
+    """A span of rows times its slot's matrix.
 
     ``up`` takes each site's inner values to its columns, onto a base; ``back`` takes each site's columns to its inner
     values; scales belong to the columns in both.
     """
+    span = span_ptr + tl.program_id(1) * 3
+    first, end, slot = tl.load(span), tl.load(span + 1), tl.load(span + 2)
+    if first >= end:
+        return
     block = tl.program_id(0)
     if KIND == "up":
         blocks0, blocks1 = tl.cdiv(end0 - begin0, COLUMNS), tl.cdiv(end1 - begin1, COLUMNS)
@@ -64,32 +68,22 @@ def _product_kernel(
             y_ptr += site * rank
             w_ptr += above * w_input
             inputs, outputs = width, rank
-    tile = tl.program_id(1) * PAIR
-    slot = tl.load(slot_ptr + tile)
-    other = slot
-    if PAIR == 2:
-        other = tl.load(slot_ptr + tl.minimum(tile + 1, tiles - 1))
-    member = tl.arange(0, TILE * PAIR)[:, None]
-    row = (tile * TILE + member).to(tl.int64)
-    there = row < tiles * TILE
+    row = (first + tl.arange(0, ROWS))[:, None]
+    there = row < end
+    row = row.to(tl.int64)
     column = block * COLUMNS + tl.arange(0, COLUMNS)
     inside = column < outputs
-    total = tl.zeros((TILE * PAIR, COLUMNS), dtype=tl.float32)
-    for turn in tl.static_range(PAIR):
-        mine = slot if turn == 0 else other
-        if turn == 0 or slot != other:
-            part = tl.zeros((TILE * PAIR, COLUMNS), dtype=tl.float32)
-            if mine != empty:
-                w = w_ptr + mine.to(tl.int64) * w_slot + column[None, :] * w_output
-                for start in range(0, inputs, DEPTH):
-                    k = start + tl.arange(0, DEPTH)
-                    x = tl.load(x_ptr + row * x_row + k[None, :], mask=there & (k[None, :] < inputs), other=0.0)
-                    if KIND == "back" and scale_ptr is not None:
-                        scale = tl.load(scale_ptr + k, mask=k < inputs, other=0.0)
-                        x = (x * scale[None, :]).to(x_ptr.dtype.element_ty)
-                    of_w = tl.load(w + k[:, None] * w_input, mask=inside[None, :] & (k[:, None] < inputs), other=0.0)
-                    part = tl.dot(x, of_w, part)
-            total = tl.where(member // TILE >= turn, part, total)
+    total = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
+    if slot != empty:
+        w = w_ptr + slot.to(tl.int64) * w_slot + column[None, :] * w_output
+        for start in range(0, inputs, DEPTH):
+            k = start + tl.arange(0, DEPTH)
+            x = tl.load(x_ptr + row * x_row + k[None, :], mask=there & (k[None, :] < inputs), other=0.0)
+            if KIND == "back" and scale_ptr is not None:
+                scale = tl.load(scale_ptr + k, mask=k < inputs, other=0.0)
+                x = (x * scale[None, :]).to(x_ptr.dtype.element_ty)
+            of_w = tl.load(w + k[:, None] * w_input, mask=inside[None, :] & (k[:, None] < inputs), other=0.0)
+            total = tl.dot(x, of_w, total)
     total *= alpha
     if KIND == "up":
         if scale_ptr is not None:
@@ -108,8 +102,8 @@ def _outer(
     total = tl.zeros((LINES, COLUMNS), dtype=tl.float32)
     for start in range(begin, end, ROWS):
         row = (start + tl.arange(0, ROWS)).to(tl.int64)[:, None]
-        a = tl.load(a_ptr + row * a_row + line[None, :], mask=line[None, :] < lines, other=0.0)
-        b = tl.load(b_ptr + row * b_row + column[None, :], mask=column[None, :] < columns, other=0.0)
+        a = tl.load(a_ptr + row * a_row + line[None, :], mask=(row < end) & (line[None, :] < lines), other=0.0)
+        b = tl.load(b_ptr + row * b_row + column[None, :], mask=(row < end) & (column[None, :] < columns), other=0.0)
         total = tl.dot(tl.trans(a), b, total)
     if scale_ptr is not None:
         total *= tl.load(scale_ptr + line, mask=line < lines, other=0.0).to(tl.float32)[:, None]
@@ -197,15 +191,15 @@ def _gradient_kernel(
 
 
 def launch_forward(
-    base_TO: Tensor, x_TD: Tensor, a_PRD: Tensor, b_POr: Tensor, scale_O: Tensor | None, tiles_I: Tensor,
+    base_TO: Tensor, x_TD: Tensor, a_PRD: Tensor, b_POr: Tensor, scale_O: Tensor | None, rows: RowSlots,
     flat: Sequence[int], alpha: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The result ``[T, O]`` and the inner values ``[T, R]``; see the facade."""
     h_TR = x_TD.new_empty(x_TD.shape[0], a_PRD.shape[1])
-    _product("plain", x_TD, a_PRD, h_TR, tiles_I, alpha=alpha)
+    _product("plain", x_TD, a_PRD, h_TR, rows, alpha=alpha)
     written = sum(flat[1::2]) - sum(flat[::2])
     out_TO = torch.empty_like(base_TO) if written == base_TO.shape[1] else base_TO.clone()
-    _product("up", h_TR, b_POr, out_TO, tiles_I, flat=flat, base=base_TO, scale=scale_O)
+    _product("up", h_TR, b_POr, out_TO, rows, flat=flat, base=base_TO, scale=scale_O)
     return out_TO, h_TR
 
 
@@ -215,10 +209,10 @@ def launch_backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
     """Gradients of x, A and B, those that are wanted; see the facade."""
     g_TR = torch.empty_like(h_TR)
-    _product("back", dout_TO, b_POr.transpose(1, 2), g_TR, rows.tiles, flat=flat, scale=scale_O, alpha=alpha)
+    _product("back", dout_TO, b_POr.transpose(1, 2), g_TR, rows, flat=flat, scale=scale_O, alpha=alpha)
     dx_TD = torch.empty_like(x_TD) if want_dx else None
     if dx_TD is not None:
-        _product("plain", g_TR, a_PRD.transpose(1, 2), dx_TD, rows.tiles)
+        _product("plain", g_TR, a_PRD.transpose(1, 2), dx_TD, rows)
     da_PRD, db_POr = (torch.empty_like(w) if learner is None else None for w in (a_PRD, b_POr))
 
     def use() -> None:
@@ -232,37 +226,36 @@ def launch_backward(
     return dx_TD, da_PRD, db_POr
 
 
+def _padded(size: int) -> int:
+    """A block that holds so many; tensor cores want 16 at least."""
+    return max(16, triton.next_power_of_2(size))
+
+
 def _sites(flat: Sequence[int]) -> list[int]:
     assert len(flat) <= 6, "at most three adapters in a call"
     return [*flat, *[0] * (6 - len(flat))]
 
 
 def _product(
-    kind: str, x: Tensor, w_PNK: Tensor, y: Tensor, tiles_I: Tensor, *, flat: Sequence[int] = (),
-    alpha: float = 1.0, base: Tensor | None = None, scale: Tensor | None = None, blocks: Blocks | None = None,
+    kind: str, x: Tensor, w_PNK: Tensor, y: Tensor, rows: RowSlots, *, flat: Sequence[int] = (), alpha: float = 1.0,
+    base: Tensor | None = None, scale: Tensor | None = None, blocks: Blocks | None = None,
 ) -> None:  # fmt: skip
     slots, outputs, inputs = w_PNK.shape
-    count = tiles_I.shape[0]
-    tile = x.shape[0] // count
-    # Wide tiles come in pairs: a slot's matrices are then read half as often.
-    pair = 2 if tile == 64 and count > 1 else 1
-    blocks = blocks or Blocks(warps=8 if pair == 2 else 4)
+    blocks = blocks or Blocks()
     columns, depth, rank = blocks.columns, blocks.depth, inputs if kind == "up" else outputs
-    if kind != "up":
-        columns = min(columns, max(16, triton.next_power_of_2(outputs)))
-    depth = 32 if (inputs if kind != "back" else 64) % 64 else depth
     ends = list(zip(flat[::2], flat[1::2], strict=True))
-    across = triton.cdiv(outputs, columns)
+    widest = max(end - begin for begin, end in ends) if kind == "up" else outputs
+    columns = min(columns, _padded(widest))
+    across = triton.cdiv(outputs, columns) * (len(ends) if kind == "back" else 1)
     if kind == "up":
-        columns = min(columns, max(16, triton.next_power_of_2(max(end - begin for begin, end in ends))))
         across = sum(triton.cdiv(end - begin, columns) for begin, end in ends)
-    if kind == "back":
-        across *= len(ends)
-    _product_kernel[(across, triton.cdiv(count, pair))](
-        x, w_PNK, y, base, scale, tiles_I, slots - 1, count, outputs, inputs, x.stride(0), y.stride(0),
-        *w_PNK.stride(), alpha, rank, *_sites(flat),
-        KIND=kind, TILE=tile, PAIR=pair, COLUMNS=columns, DEPTH=depth, num_warps=blocks.warps,
-        num_stages=blocks.stages,
+    if kind != "back" and inputs % depth:
+        depth = 32
+    _product_kernel[(across, rows.spans.shape[0])](
+        x, w_PNK, y, base, scale, rows.spans, slots - 1, outputs, inputs, x.stride(0), y.stride(0), *w_PNK.stride(),
+        alpha, rank, *_sites(flat),
+        KIND=kind, ROWS=_padded(rows.span), COLUMNS=columns, DEPTH=depth,
+        num_warps=blocks.warps, num_stages=blocks.stages,
     )  # fmt: skip
 
 
@@ -272,11 +265,10 @@ def _gradients(
     blocks: tuple[int, int, int, int] | None = None,
 ) -> None:  # fmt: skip
     """Blocks: most lines, most columns, warps, stages."""
-    # Long segments want to be read seldom, short ones leave the optimizer's traffic, which wants many programs.
-    lines, most, warps, stages = blocks or ((128, 128, 8, 3) if rows.tile == 64 else (64, 64, 4, 3))
+    lines, most, warps, stages = blocks or (64, 64, 4, 3)
     slots, written, rank = b_POr.shape
     inner, inputs = h_TR.shape[1], x_TD.shape[1]
-    a_columns, b_columns = (min(most, max(16, triton.next_power_of_2(n))) for n in (inputs, rank))
+    a_columns, b_columns = (min(most, _padded(n)) for n in (inputs, rank))
     ends = zip(flat[::2], flat[1::2], strict=True)
     of_b = sum(triton.cdiv(end - begin, lines) for begin, end in ends) * triton.cdiv(rank, b_columns)
     of_a = triton.cdiv(inner, lines) * triton.cdiv(inputs, a_columns)
@@ -297,5 +289,6 @@ def _gradients(
     _gradient_kernel[(of_b + of_a, rows.learners.shape[0])](
         dout_TO, h_TR, g_TR, x_TD, scale_O, rows.bounds, rows.learners, slots - 1, dout_TO.shape[1], inner, inputs,
         written, rank, *states, *numbers, *_sites(flat),
-        LINES=lines, B_COLUMNS=b_columns, A_COLUMNS=a_columns, ROWS=rows.tile, num_warps=warps, num_stages=stages,
+        LINES=lines, B_COLUMNS=b_columns, A_COLUMNS=a_columns, ROWS=min(64, _padded(rows.span)), num_warps=warps,
+        num_stages=stages,
     )  # fmt: skip

@@ -30,10 +30,9 @@ def random(*shape):
 
 def rows_of(*lengths, tile=2):
     """Segments in slots 3, 0 and 2, of which slot 0 does not learn, and a tile of padding."""
-    slots = torch.tensor([3, 0, 2], dtype=torch.int32)
-    tiles = torch.cat([slots.repeat_interleave(torch.tensor(lengths) // tile), torch.tensor([SLOTS - 1])]).int()
     bounds = torch.tensor([0, *lengths]).cumsum(0).int()
-    return RowSlots(tile, tiles, bounds, torch.tensor([3, SLOTS - 1, 2], dtype=torch.int32))
+    slots, learners = (torch.tensor(x, dtype=torch.int32) for x in ([3, 0, 2], [3, SLOTS - 1, 2]))
+    return RowSlots(bounds, slots, learners, total=sum(lengths) + tile, tile=tile, span=4, last=SLOTS - 1)
 
 
 def inputs(columns):
@@ -67,6 +66,21 @@ def test_low_rank_products_and_their_gradients_are_those_of_each_slot(backend, c
     torch.testing.assert_close(got[:2], wanted[:2])
     for mine, theirs in zip(got[2:], wanted[2:], strict=True):
         torch.testing.assert_close(mine[[3, 2]], theirs[[3, 2]])
+
+
+@pytest.mark.parametrize(("tile", "span"), [(2, 4), (4, 4), (3, 128), (8, 4)])
+def test_spans_hold_every_row_once_with_its_slot(tile, span):
+    lengths = torch.tensor([3, 0, 1, 7, 0]) * tile
+    bounds = F.pad(lengths.cumsum(0), (1, 0)).int()
+    slots = torch.tensor([3, 1, 0, 2, 4], dtype=torch.int32)
+    rows = RowSlots(bounds, slots, slots, total=13 * tile, tile=tile, span=span, last=SLOTS - 1)
+    seen = torch.full((13 * tile,), -1)
+    for first, end, slot in rows.spans.tolist():
+        for row in range(first, min(first + span, end)):
+            assert seen[row] == -1
+            seen[row] = slot
+    assert seen.tolist() == rows.tiles.repeat_interleave(tile).tolist()
+    assert rows.tiles.tolist() == [3, 3, 3, 0, 2, 2, 2, 2, 2, 2, 2, 4, 4]
 
 
 def test_rows_of_no_document_get_nothing():
@@ -166,17 +180,20 @@ from golf_lightning.kernels import chunk_attention, low_rank, slot_adamw, triton
 torch.manual_seed(0)
 rank = 6
 constants = slot_adamw.AdamWConstants(lr=0.1, beta1=0.9, beta2=0.99, eps=1e-3, weight_decay=0.5)
-for tile, flat, scaled in ((16, [0, 16, 16, 32, 32, 40], True), (16, [8, 24], False), (64, [0, 40], True)):
-    lengths = [2 * tile, tile, 3 * tile]
+for tile, span, flat, scaled in (
+    (16, 16, [0, 16, 16, 32, 32, 40], True), (24, 24, [8, 24], False), (16, 64, [0, 40], True), (8, 32, [0, 8, 8, 9], 1)
+):
+    lengths = [5 * tile, tile, 6 * tile]
     bounds = torch.tensor([0, *lengths]).cumsum(0).int()
-    tiles = torch.tensor([3, 3, 0, 2, 2, 2, 4], dtype=torch.int32)
-    rows = low_rank.RowSlots(tile, tiles, bounds, torch.tensor([3, 4, 2], dtype=torch.int32))
-    written, height = sum(flat[1::2]) - sum(flat[::2]), 7 * tile
-    x, base, dout, scale = (torch.randn(height, n) for n in (24, 40, 40, 1))
+    slots, learners = (torch.tensor(x, dtype=torch.int32) for x in ([3, 0, 2], [3, 4, 2]))
+    rows = low_rank.RowSlots(bounds, slots, learners, total=13 * tile, tile=tile, span=span, last=4)
+    written, height = sum(flat[1::2]) - sum(flat[::2]), 13 * tile
+    x, base, dout = (torch.randn(height, n) for n in (24, 40, 40))
     scale = torch.randn(40) if scaled else None
     a, b = torch.randn(5, rank * len(flat) // 2, 24), torch.randn(5, written, rank)
-    expected = low_rank.low_rank_op(base, x, a, b, scale, tiles, flat, 1.5)
-    found = triton_low_rank.launch_forward(base, x, a, b, scale, tiles, flat, 1.5)
+    h = low_rank.down(x, a, rows.tiles, 1.5)
+    found = triton_low_rank.launch_forward(base, x, a, b, scale, rows, flat, 1.5)
+    expected = low_rank.up(h, base, b, scale, rows.tiles, flat), h
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     given = (dout, x, found[1], a, b, scale, rows, flat, 1.5)
     expected = low_rank.backward(*given)

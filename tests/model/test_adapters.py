@@ -50,7 +50,7 @@ def rows_of(*lengths):
     """Segments of these lengths in slots 0, 1 and so on, a tile a row."""
     slots = torch.arange(len(lengths), dtype=torch.int32)
     bounds = torch.tensor([0, *lengths]).cumsum(0).int()
-    return RowSlots(1, slots.repeat_interleave(torch.tensor(lengths)), bounds, slots), bounds
+    return RowSlots(bounds, slots, slots, total=sum(lengths), tile=1, span=8, last=len(lengths)), bounds
 
 
 def adapters_of(model, config, *lengths, values=None):
