@@ -34,35 +34,21 @@ def _wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-@torch.library.custom_op("golf::join", mutates_args=())
-def join_op(terms: Sequence[Tensor], weights: Tensor | None, scale: float, norm: bool) -> tuple[Tensor, Tensor]:
-    """The sum, and its norm or nothing."""
+def forward(terms: Sequence[Tensor], weights: Tensor | None, scale: float, norm: bool) -> tuple[Tensor, Tensor | None]:
+    """The sum and its norm, if that is wanted, in plain PyTorch."""
     wide = [_wide(x) for x in terms]
-    u = sum(wide if weights is None else (w * x for w, x in zip(_wide(weights), wide, strict=True)))
-    u = torch.as_tensor(u).to(terms[0].dtype, copy=True)
+    if weights is not None:
+        wide = [w * x for w, x in zip(_wide(weights), wide, strict=True)]
+    u = torch.stack(wide).sum(0).to(terms[0].dtype)
     n = _wide(u)
     n = n * torch.rsqrt(n.square().mean(-1, keepdim=True) + NORM_EPS) * scale
-    return u, n.to(u.dtype) if norm else u.new_empty(0)
+    return u, n.to(u.dtype) if norm else None
 
 
-@join_op.register_fake
-def _shapes(terms: Sequence[Tensor], weights: Tensor | None, scale: float, norm: bool) -> tuple[Tensor, Tensor]:
-    x = terms[0]
-    return x.new_empty(x.shape), x.new_empty(x.shape if norm else 0)
-
-
-@join_op.register_kernel("cuda")
-def _on_gpu(terms: Sequence[Tensor], weights: Tensor | None, scale: float, norm: bool) -> tuple[Tensor, Tensor]:
-    from golf_lightning.kernels.triton_joining import launch_join
-
-    return launch_join([x.contiguous() for x in terms], weights, scale, norm, NORM_EPS)
-
-
-@torch.library.custom_op("golf::join_backward", mutates_args=())
-def join_backward_op(
+def backward(
     du: Tensor | None, dn: Sequence[Tensor], u: Tensor, weights: Tensor | None, scale: float, wanted: Sequence[bool]
 ) -> list[Tensor]:
-    """Gradients of the wanted terms; without weights one for all of them."""
+    """Gradients of the wanted terms, without weights one for all of them, in plain PyTorch."""
     total = _wide(torch.zeros_like(u) if du is None else du)
     if dn:
         x = _wide(u)
@@ -70,43 +56,37 @@ def join_backward_op(
         x, g = x * inverse, torch.stack([_wide(part) for part in dn]).sum(0) * scale
         total = total + inverse * (g - x * (g * x).mean(-1, keepdim=True))
     if weights is None:
-        return [total.to(u.dtype, copy=True)]
+        return [total.to(u.dtype)]
     return [(w * total).to(u.dtype) for w, want in zip(_wide(weights), wanted, strict=True) if want]
-
-
-@join_backward_op.register_fake
-def _backward_shapes(
-    du: Tensor | None, dn: Sequence[Tensor], u: Tensor, weights: Tensor | None, scale: float, wanted: Sequence[bool]
-) -> list[Tensor]:
-    return [u.new_empty(u.shape) for _ in range(1 if weights is None else sum(wanted))]
-
-
-@join_backward_op.register_kernel("cuda")
-def _backward_on_gpu(
-    du: Tensor | None, dn: Sequence[Tensor], u: Tensor, weights: Tensor | None, scale: float, wanted: Sequence[bool]
-) -> list[Tensor]:
-    from golf_lightning.kernels.triton_joining import launch_join_backward
-
-    du = None if du is None else du.contiguous()
-    return launch_join_backward(du, [g.contiguous() for g in dn], u, weights, scale, wanted, NORM_EPS)
 
 
 class _Join(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weights: Tensor | None, scale: float, readers: int, *terms: Tensor) -> tuple[Tensor, ...]:
-        u, n = torch.ops.golf.join(terms, weights, scale, readers > 0)
+        if terms[0].is_cuda:
+            from golf_lightning.kernels.triton_joining import launch_join
+
+            u, n = launch_join([x.contiguous() for x in terms], weights, scale, readers > 0, NORM_EPS)
+        else:
+            u, n = forward(terms, weights, scale, readers > 0)
         ctx.save_for_backward(u, weights)
         ctx.scale, ctx.terms = scale, len(terms)
         ctx.set_materialize_grads(False)
-        return u, *(n.view_as(n) for _ in range(readers))
+        return (u,) if n is None else (u, *(n.view_as(n) for _ in range(readers)))
 
     @staticmethod
     def backward(ctx: Any, du: Tensor | None, *dn: Tensor | None) -> tuple[Tensor | None, ...]:
         u, weights = ctx.saved_tensors
         wanted = list(ctx.needs_input_grad[3:])
-        given = [g for g in dn if g is not None]
+        given = [g.contiguous() for g in dn if g is not None]
         if weights is None and not given:
             return None, None, None, *(du,) * ctx.terms
-        found = torch.ops.golf.join_backward(du, given, u, weights, ctx.scale, wanted)
+        du = None if du is None else du.contiguous()
+        if u.is_cuda:
+            from golf_lightning.kernels.triton_joining import launch_join_backward
+
+            found = launch_join_backward(du, given, u, weights, ctx.scale, wanted, NORM_EPS)
+        else:
+            found = backward(du, given, u, weights, ctx.scale, wanted)
         parts = iter(found if weights is not None else found * sum(wanted))
         return None, None, None, *(next(parts) if want else None for want in wanted)

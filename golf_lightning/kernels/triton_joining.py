@@ -84,13 +84,13 @@ def _join_backward_kernel(
 
 def launch_join(
     terms: Sequence[Tensor], weights: Tensor | None, scale: float, norm: bool, eps: float
-) -> tuple[Tensor, Tensor]:
-    """The sum, and its norm or nothing; see the facade."""
+) -> tuple[Tensor, Tensor | None]:
+    """The sum, and its norm if that is wanted; see the facade."""
     u = torch.empty_like(terms[0])
     n = torch.empty_like(u) if norm else None
     grid, shape, strides = _layout(u, weights)
     _join_kernel[grid](*_three(terms), weights, u, n, u.shape[0], scale, eps, *strides, **shape)
-    return u, u.new_empty(0) if n is None else n
+    return u, n
 
 
 def launch_join_backward(

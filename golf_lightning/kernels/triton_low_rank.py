@@ -241,7 +241,10 @@ def _product(
     base: Tensor | None = None, scale: Tensor | None = None, blocks: Blocks | None = None,
 ) -> None:  # fmt: skip
     slots, outputs, inputs = w_PNK.shape
-    blocks = blocks or Blocks()
+    # A few rows leave a wait for the matrix, so all of a program's share is on its way at once; many rows want to
+    # read it seldom. Adding to a base is traffic, which wants programs small enough to overlap.
+    narrow = kind == "up" or rows.span < 64
+    blocks = blocks or Blocks(columns=64 if narrow else 128, depth=128 if rows.span < 64 else 64)
     columns, depth, rank = blocks.columns, blocks.depth, inputs if kind == "up" else outputs
     ends = list(zip(flat[::2], flat[1::2], strict=True))
     widest = max(end - begin for begin, end in ends) if kind == "up" else outputs
@@ -249,7 +252,7 @@ def _product(
     across = triton.cdiv(outputs, columns) * (len(ends) if kind == "back" else 1)
     if kind == "up":
         across = sum(triton.cdiv(end - begin, columns) for begin, end in ends)
-    if kind != "back" and inputs % depth:
+    if rows.span >= 64 and kind != "back" and inputs % depth:
         depth = 32
     _product_kernel[(across, rows.spans.shape[0])](
         x, w_PNK, y, base, scale, rows.spans, slots - 1, outputs, inputs, x.stride(0), y.stride(0), *w_PNK.stride(),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from golf_lightning.kernels.joining import join, join_backward_op, join_op
+from golf_lightning.kernels.joining import join
 from golf_lightning.model.block import rms_norm
 
 TOKENS, WIDTH = 5, 6
@@ -58,27 +58,18 @@ def test_nothing_is_computed_backward_where_no_term_asks() -> None:
     assert not u.requires_grad and not read.requires_grad
 
 
-def test_operators_are_declared_correctly() -> None:
-    terms, weights = [torch.randn(4, 6) for _ in range(3)], torch.randn(3, 6)
-    u, _ = join_op(terms, weights, 0.5, True)
-    torch.library.opcheck(join_op, (terms, weights, 0.5, True))
-    torch.library.opcheck(join_op, (terms[:1], None, 0.5, False))
-    torch.library.opcheck(join_backward_op, (terms[0], terms[1:], u, weights, 0.5, [True, False, True]))
-    torch.library.opcheck(join_backward_op, (None, terms[1:], u, None, 0.5, [True]))
-
-
 INTERPRETED = """
 import torch
 from golf_lightning.kernels import joining, triton_joining
 torch.manual_seed(0)
 for terms, weights, readers in ((1, None, 2), (2, torch.randn(2, 24), 3), (3, torch.randn(3, 1), 0), (2, None, 1)):
     xs = [torch.randn(13, 24) for _ in range(terms)]
-    expected = joining.join_op(xs, weights, 0.7, readers > 0)
+    expected = joining.forward(xs, weights, 0.7, readers > 0)
     found = triton_joining.launch_join(xs, weights, 0.7, readers > 0, joining.NORM_EPS)
     torch.testing.assert_close(found, expected)
     for du in (torch.randn(13, 24), None)[: 1 if not readers else 2]:
         given = (du, [torch.randn(13, 24) for _ in range(readers)], found[0], weights, 0.7, [True, False, True][:terms])
-        expected = joining.join_backward_op(*given)
+        expected = joining.backward(*given)
         torch.testing.assert_close(triton_joining.launch_join_backward(*given, joining.NORM_EPS), expected)
 """
 
