@@ -31,7 +31,8 @@ class AdapterConfig:
 
     Args:
         rank: inner dimension of every adapter.
-        alpha: scales every adapter's output by ``alpha / rank``; null leaves it unscaled.
+        alpha: scales every adapter's output by ``alpha / rank``; null for 1.5 times the rank, as in later records
+            (144 at rank 96). The rank itself leaves it unscaled.
         q: adapt the query projections.
         k: adapt the key projections.
         v: adapt the value projections.
@@ -53,7 +54,7 @@ class AdapterConfig:
         if self.rank < 1:
             raise GolfError(f"rank is {self.rank}; it must be at least 1.")
         if self.alpha is not None and not 0 < self.alpha < math.inf:
-            raise GolfError(f"alpha is {self.alpha}; it must be above 0, or null for no scaling.")
+            raise GolfError(f"alpha is {self.alpha}; it must be above 0, or null for 1.5 times the rank.")
         if not self.sites:
             raise GolfError("Every adapter is switched off; switch one on, or set lr to 0 to score without adapters.")
 
@@ -65,7 +66,7 @@ class AdapterConfig:
     @property
     def scale(self) -> float:
         """Factor on every adapter's output."""
-        return 1.0 if self.alpha is None else self.alpha / self.rank
+        return 1.5 if self.alpha is None else self.alpha / self.rank
 
 
 def adapter_shapes(config: GPTConfig, depth: int, adapters: AdapterConfig) -> dict[str, tuple[int, ...]]:

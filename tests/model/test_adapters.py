@@ -190,6 +190,11 @@ def test_groups_name_the_columns_that_their_sites_write():
     assert (groups["head"].depth, groups["mlp"].depth) == (1, 17)
 
 
+@pytest.mark.parametrize(("alpha", "scale"), [(None, 1.5), (4.0, 1.0), (2.0, 0.5)])
+def test_outputs_are_scaled_by_alpha_over_rank(alpha, scale):
+    assert AdapterConfig(rank=4, alpha=alpha).scale == scale
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
