@@ -113,10 +113,11 @@ class Engine:
         """From the largest to the smallest, a half of the one before each; on a CPU none are needed."""
         if self.device.type != "cuda":
             return []
-        together, shapes = min(self.config.slots, MOST_TOGETHER), []
+        together, shapes = min(self.config.slots, MOST_TOGETHER), list[PassShape]()
         if self.plan.cached:
             together = min(together, max(self.config.rows // self.plan.chunk_rows, 1))
-            while together >= 1:
+            # Kernels are compiled anew for rows that are no multiple of 16.
+            while together >= 1 and (not shapes or together * self.plan.chunk_rows % 16 == 0):
                 shapes.append(PassShape(together * self.plan.chunk_rows, together))
                 together //= 2
             return shapes

@@ -30,7 +30,7 @@ def _plus(total, x_ptr, at, inside):
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def _join_kernel(
     x0_ptr, x1_ptr, x2_ptr, w_ptr, u_ptr, n_ptr, tokens, scale, eps, w_row, w_column,
     WIDTH: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr,
@@ -53,7 +53,7 @@ def _join_kernel(
         tl.store(n_ptr + at, (u * (inverse * scale)).to(n_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def _join_backward_kernel(
     du_ptr, dn0_ptr, dn1_ptr, dn2_ptr, u_ptr, w_ptr, dx0_ptr, dx1_ptr, dx2_ptr, tokens, scale, eps, w_row, w_column,
     WIDTH: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr,
