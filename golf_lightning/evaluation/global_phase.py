@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from golf_lightning.evaluation.config import TTTConfig
@@ -20,12 +21,15 @@ from golf_lightning.model.gpt import GPT
 
 MOMENTUM, LARGEST_NORM = 0.9, 1.0
 
+BATCH_TOKENS = 32_768
+"""Most tokens of a batch, or one window where that is longer."""
+
 MOST_WINDOWS = 256
 """Windows of a batch: FlashAttention-4 has one kernel for up to 256 segments."""
 
 
 def global_sgd(model: GPT, stream: DocumentStream, config: TTTConfig) -> None:
-    """Learn once from the first ``config.sgd_documents`` documents, in place, batches of ``config.rows`` tokens.
+    """Learn once from the first ``config.sgd_documents`` documents, in place.
 
     The step is SGD with momentum 0.9 on the mean loss of a batch, gradients clipped at a norm of 1.
     """
@@ -59,23 +63,25 @@ def restored(model: GPT, config: TTTConfig) -> Iterator[None]:
 def _batches(stream: DocumentStream, config: TTTConfig) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Tokens ``[T]``, targets ``[T]`` and bounds ``[257]`` of each batch; every target of the documents once."""
     windows: list[Tensor] = []
+    most = max(BATCH_TOKENS, config.window)
     for document in range(min(config.sgd_documents, len(stream))):
         tokens = torch.from_numpy(stream[document])
         for begin in range(0, len(tokens) - 1, config.window):
             window = tokens[begin : begin + config.window + 1]
-            if sum(len(w) - 1 for w in windows) + len(window) - 1 > config.rows or len(windows) == MOST_WINDOWS:
-                yield _packed(windows, config.rows)
+            if sum(len(w) - 1 for w in windows) + len(window) - 1 > most or len(windows) == MOST_WINDOWS:
+                yield _packed(windows)
                 windows = []
             windows.append(window)
     if windows:
-        yield _packed(windows, config.rows)
+        yield _packed(windows)
 
 
-def _packed(windows: list[Tensor], rows: int) -> tuple[Tensor, Tensor, Tensor]:
-    tokens_T, targets_T = torch.zeros(rows, dtype=torch.int64), torch.full((rows,), IGNORED)
+def _packed(windows: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     ends = torch.tensor([len(window) - 1 for window in windows]).cumsum(0)
-    tokens_T[: ends[-1]] = torch.cat([window[:-1] for window in windows])
-    targets_T[: ends[-1]] = torch.cat([window[1:] for window in windows])
+    # Kernels are compiled anew for rows that are no multiple of 16.
+    padding = -int(ends[-1]) % 16
+    tokens_T = F.pad(torch.cat([window[:-1] for window in windows]), (0, padding))
+    targets_T = F.pad(torch.cat([window[1:] for window in windows]), (0, padding), value=IGNORED)
     bounds = ends[-1].repeat(MOST_WINDOWS + 1)
     bounds[0], bounds[1 : len(ends) + 1] = 0, ends
     return tokens_T, targets_T, bounds.int()

@@ -6,6 +6,7 @@ import torch
 from ttt_cases import LENGTHS, reference, score, small_config, small_gpt, small_split
 
 from golf_lightning.errors import GolfError
+from golf_lightning.evaluation import global_phase
 from golf_lightning.evaluation.documents import DocumentStream
 from golf_lightning.evaluation.global_phase import global_sgd
 from golf_lightning.evaluation.journal import Journal, fingerprint
@@ -20,12 +21,12 @@ def phased(**fields):
 
 
 def learned_by_hand(model, config):
-    """Batches of documents written out for the rows of the small configuration: SGD as its formula."""
+    """Batches of documents written out, and SGD as its formula."""
     documents = [torch.from_numpy(document) for document in DocumentStream(small_split())][:BEFORE]
     windows = [d[i : i + config.window + 1] for d in documents for i in range(0, len(d) - 1, config.window)]
     batches, rows = [[]], 0
     for window in windows:
-        if rows + len(window) - 1 > config.rows:
+        if rows + len(window) - 1 > global_phase.BATCH_TOKENS:
             batches, rows = [*batches, []], 0
         batches[-1].append(window)
         rows += len(window) - 1
@@ -41,12 +42,13 @@ def learned_by_hand(model, config):
     return len(batches)
 
 
-@pytest.mark.parametrize("rows", [10, 64])
-def test_documents_after_the_phase_are_scored_by_weights_that_learned_from_those_before(rows):
-    config, tokens = phased(rows=rows), small_split()
+@pytest.mark.parametrize(("most", "batches"), [(10, 4), (64, 1)])
+def test_documents_after_the_phase_are_scored_by_weights_that_learned_from_those_before(most, batches, monkeypatch):
+    monkeypatch.setattr(global_phase, "BATCH_TOKENS", most)
+    config, tokens = phased(), small_split()
     found = score(small_gpt(), tokens, config).target_nats
     plain, learned = small_gpt(), small_gpt()
-    assert learned_by_hand(learned, config) == (4 if rows == 10 else 1)
+    assert learned_by_hand(learned, config) == batches
     before, after = (reference(model, tokens, config) for model in (plain, learned))
     assert (found[:FIRST] - before[:FIRST]).abs().max() < 1e-9
     assert (found[FIRST:] - after[FIRST:]).abs().max() < 1e-9
@@ -54,14 +56,15 @@ def test_documents_after_the_phase_are_scored_by_weights_that_learned_from_those
 
 
 def test_every_target_of_the_documents_is_learned_from_once(monkeypatch):
-    seen, model, config = [], small_gpt(), phased(rows=10)
+    monkeypatch.setattr(global_phase, "BATCH_TOKENS", 10)
+    seen, model, config = [], small_gpt(), phased()
     forward = model.forward
     monkeypatch.setattr(model, "forward", lambda *given: seen.append(given) or forward(*given))
     global_sgd(model, DocumentStream(small_split()), config)
     targets = torch.cat([targets[targets != IGNORED] for _, targets, _ in seen])
     assert targets.tolist() == small_split()[1 : FIRST + 1].tolist()
     for tokens, targets, bounds in seen:
-        assert len(tokens) == len(targets) == 10 and len(bounds) == 257
+        assert len(tokens) == len(targets) == 16 and len(bounds) == 257
         assert (bounds.diff() <= config.window).all() and bounds[-1] == (targets != IGNORED).sum()
 
 
