@@ -5,12 +5,14 @@ There is exactly one copy of this mathematics. Training, validation, calibration
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from golf_lightning.kernels.backend import KernelBackend
 from golf_lightning.kernels.heads import NORM_EPS, prepare_heads, serves_heads
 from golf_lightning.kernels.heads import exclude_self as exclude_self_fused
+from golf_lightning.kernels.joining import join
 from golf_lightning.kernels.mixing import mix_and_normalize
 from golf_lightning.kernels.mlp import mlp, product
 from golf_lightning.model.injection import Attend, LayerAdapters, Recorder
@@ -42,8 +44,8 @@ class LayerWeights:
 class Pass:
     """What all blocks of one forward pass share.
 
-    ``rows``, where given, are the only rows whose results are wanted: set for the last layer, which past its attention
-    then runs on them alone.
+    ``frozen``: no weight asks for a gradient, so that sums and norms may run fused. ``rows``, where given, are the only
+    rows whose results are wanted: set for the last layer, which past its attention then runs on them alone.
     """
 
     x0_TD: Tensor
@@ -55,6 +57,7 @@ class Pass:
     xsa: bool
     recorder: Recorder | None
     kernels: KernelBackend
+    frozen: bool
     rows: Tensor | None = None
 
     def wanted(self, x_TD: Tensor) -> Tensor:
@@ -67,28 +70,38 @@ def rms_norm(x: Tensor) -> Tensor:
     return F.rms_norm(x, (x.shape[-1],), eps=NORM_EPS)
 
 
-def enter(x_TD: Tensor, layer: LayerWeights, run: Pass) -> tuple[Tensor, Tensor]:
+Read = tuple[Tensor, ...]
+"""A branch's normalized input ``[T, D]``, once for each of its readers, whose gradients then come back one by one."""
+
+
+def enter(x_TD: Tensor, layer: LayerWeights, run: Pass) -> tuple[Tensor, Read]:
     """The residual stream re-anchored at the embedding, and its norm divided by the root of the layer's number."""
-    return mix_and_normalize(x_TD, run.x0_TD, layer.mix, (layer.index + 1) ** -0.5, backend=run.kernels)
+    scale = (layer.index + 1) ** -0.5
+    if run.frozen:
+        u_TD, *read = join((x_TD, run.x0_TD), layer.mix, scale=scale, readers=3)
+        return u_TD, tuple(read)
+    u_TD, n_TD = mix_and_normalize(x_TD, run.x0_TD, layer.mix, scale, backend=run.kernels)
+    return u_TD, (n_TD,) * 3
 
 
-def attention_branch(n_TD: Tensor, layer: LayerWeights, run: Pass, adapters: LayerAdapters) -> Tensor:
-    """The scaled attention output ``[T, D]`` for the normalized input ``n``."""
+def attention_branch(read: Read, layer: LayerWeights, run: Pass, adapters: LayerAdapters) -> Tensor:
+    """The scaled attention output ``[T, D]`` for the normalized input, which has three readers."""
+    n_TD = read[0]
     if run.recorder is not None:
         run.recorder(f"qkv.{layer.index}", n_TD)
     qkv_TC = F.linear(n_TD, layer.qkv)
     if adapters.qkv is not None:
-        qkv_TC = adapters.qkv(qkv_TC, n_TD, None)
+        qkv_TC = adapters.qkv(qkv_TC, read[1], None)
     if serves_heads(run.kernels, run.head_dim, run.cos_TR.shape[1]):
         q, k, v = prepare_heads(qkv_TC, run.cos_TR, run.sin_TR, layer.q_gain, run.cu_seqlens, run.head_dim)
         y_THK = exclude_self_fused(run.attend(q, k, v, False), v, run.cu_seqlens, exclude=run.xsa)
     else:
         y_THK = _attention(qkv_TC, layer, run)
-    y_TD, n_TD = run.wanted(y_THK.flatten(-2)), run.wanted(n_TD)
+    y_TD = run.wanted(y_THK.flatten(-2))
     if run.recorder is not None:
         run.recorder(f"o.{layer.index}", y_TD)
     out_TD = product(y_TD, layer.o, backend=run.kernels)
-    return out_TD if adapters.attn is None else adapters.attn(out_TD, n_TD, layer.attn_scale)
+    return out_TD if adapters.attn is None else adapters.attn(out_TD, run.wanted(read[2]), layer.attn_scale)
 
 
 def _attention(qkv_TC: Tensor, layer: LayerWeights, run: Pass) -> Tensor:
@@ -111,25 +124,43 @@ def exclude_self(y_THK: Tensor, v_TGK: Tensor) -> Tensor:
     return (y_TGhK - along_TGh1 * unit_TG1K).flatten(1, 2)
 
 
-def mlp_branch(x_TD: Tensor, layer: LayerWeights, run: Pass, adapters: LayerAdapters) -> Tensor:
-    """The scaled MLP output for the residual stream ``x``, ``[T, D]``."""
-    n_TD = rms_norm(x_TD) * (layer.index + 1) ** -0.5
+def enter_mlp(x_TD: Tensor, layer: LayerWeights, run: Pass, *branch: Tensor) -> tuple[Tensor, Read]:
+    """The residual stream with a branch's output added, if one is given, and its norm for the MLP's two readers."""
+    scale = (layer.index + 1) ** -0.5
+    if run.frozen:
+        x_TD, *read = join((x_TD, *branch), scale=scale, readers=2)
+        return x_TD, tuple(read)
+    for out_TD in branch:
+        x_TD = x_TD + out_TD
+    return x_TD, (rms_norm(x_TD) * scale,) * 2
+
+
+def mlp_branch(read: Read, layer: LayerWeights, run: Pass, adapters: LayerAdapters) -> Tensor:
+    """The scaled MLP output ``[T, D]`` for the normalized input, which has two readers."""
     observe = None
     if (recorder := run.recorder) is not None:
-        recorder(f"up.{layer.index}", n_TD)
+        recorder(f"up.{layer.index}", read[0])
 
         def observe(hidden: Tensor) -> None:
             recorder(f"down.{layer.index}", hidden)
 
-    out_TD = mlp(n_TD, layer.up, layer.down, observe=observe, backend=run.kernels)
-    return out_TD if adapters.mlp is None else adapters.mlp(out_TD, n_TD, layer.mlp_scale)
+    out_TD = mlp(read[0], layer.up, layer.down, observe=observe, backend=run.kernels)
+    return out_TD if adapters.mlp is None else adapters.mlp(out_TD, read[1], layer.mlp_scale)
 
 
 def serial_block(x_TD: Tensor, layer: LayerWeights, run: Pass, adapters: LayerAdapters) -> Tensor:
     """Attention, then the MLP on its result."""
-    u_TD, n_TD = enter(x_TD, layer, run)
-    x_TD = run.wanted(u_TD) + attention_branch(n_TD, layer, run, adapters)
-    return x_TD + mlp_branch(x_TD, layer, run, adapters)
+    u_TD, read = enter(x_TD, layer, run)
+    attn_TD = attention_branch(read, layer, run, adapters)
+    x_TD, read = enter_mlp(run.wanted(u_TD), layer, run, attn_TD)
+    return x_TD + mlp_branch(read, layer, run, adapters)
+
+
+def skip(x_TD: Tensor, skipped_TD: Tensor, gate_D: Tensor, weight_D: Tensor, run: Pass) -> Tensor:
+    """The residual stream and what an encoder layer left for it, ``g x + (1 - g) w skipped``."""
+    if run.frozen:
+        return join((x_TD, skipped_TD), torch.stack([gate_D, (1 - gate_D) * weight_D]))[0]
+    return gate_D * x_TD + (1 - gate_D) * (weight_D * skipped_TD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,15 +180,19 @@ def parallel_block(
     With ``lane`` the outputs are routed to both lanes (record #1530 v2); without, each stays on its own (PR #1536).
     """
     lane0_TD, lane1_TD = lanes
-    u_TD, n_TD = enter(lane0_TD, layer, run)
+    u_TD, read = enter(lane0_TD, layer, run)
     lane0_TD, lane1_TD, u_TD = run.wanted(lane0_TD), run.wanted(lane1_TD), run.wanted(u_TD)
-    attn_TD = attention_branch(n_TD, layer, run, adapters)
-    mlp_TD = mlp_branch(lane1_TD, layer, run, adapters)
+    attn_TD = attention_branch(read, layer, run, adapters)
+    lane1_TD, read = enter_mlp(lane1_TD, layer, run)
+    mlp_TD = mlp_branch(read, layer, run, adapters)
     if lane is None:
         return u_TD + attn_TD, lane1_TD + mlp_TD
-    joined = [
-        residual * x + attn * attn_TD + mlp * mlp_TD
-        for x, residual, attn, mlp in zip((lane0_TD, lane1_TD), lane.residual, lane.attn, lane.mlp, strict=True)
-    ]
+    joined = []
+    for x, *weights in zip((lane0_TD, lane1_TD), lane.residual, lane.attn, lane.mlp, strict=True):
+        if run.frozen:
+            joined.append(join((x, attn_TD, mlp_TD), torch.stack(weights)[:, None])[0])
+        else:
+            residual, attn, mlp = weights
+            joined.append(residual * x + attn * attn_TD + mlp * mlp_TD)
     lane0_TD, lane1_TD = joined
     return lane0_TD, lane1_TD

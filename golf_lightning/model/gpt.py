@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from golf_lightning.kernels.attention import AttentionBackend, choose_backend, varlen_attention
 from golf_lightning.kernels.backend import KernelBackend, choose_kernels
 from golf_lightning.kernels.cross_entropy import head_nll, softcap_logits, softcapped_nll
-from golf_lightning.model.block import LaneWeights, LayerWeights, Pass, parallel_block, rms_norm, serial_block
+from golf_lightning.model.block import LaneWeights, LayerWeights, Pass, parallel_block, rms_norm, serial_block, skip
 from golf_lightning.model.config import GPTConfig
 from golf_lightning.model.injection import NO_ADAPTERS, Adapters, Context, Recorder
 from golf_lightning.model.order import LayerPlan, layer_plan, vector_shapes
@@ -139,7 +139,7 @@ class GPT(nn.Module):
         """
         assert recorder is None or rows is None, "a recorder sees all rows"
         x0_TD = rms_norm(F.embedding(tokens, self.embedding).to(self.compute_dtype))
-        run = self._start_pass(x0_TD, cu_seqlens, recorder, context)
+        run = self._start_pass(x0_TD, cu_seqlens, recorder, context, learns=adapters is None)
         x_TD = self._run_layers(x0_TD, run, adapters, context, rows)
         n_TD = rms_norm(x_TD)
         if recorder is not None:
@@ -166,7 +166,7 @@ class GPT(nn.Module):
         return softcap_logits(self.head(n_TD, adapters=adapters), self.config.softcap)
 
     def _start_pass(
-        self, x0_TD: Tensor, cu_seqlens: Tensor, recorder: Recorder | None, context: Context | None
+        self, x0_TD: Tensor, cu_seqlens: Tensor, recorder: Recorder | None, context: Context | None, *, learns: bool
     ) -> Pass:
         backend = choose_backend(self.attention, x0_TD.device)
         max_seqlen = self.rotary.shape[1]
@@ -188,6 +188,7 @@ class GPT(nn.Module):
             xsa=self.config.xsa,
             recorder=recorder,
             kernels=self._kernels_on(x0_TD),
+            frozen=not learns and self._kernels_on(x0_TD) == "triton",
         )
 
     def _run_layers(
@@ -209,9 +210,8 @@ class GPT(nn.Module):
             if lanes is None and self.config.lanes != "none" and i >= self.config.lanes_start:
                 lanes = (x_TD, x_TD)
             if slot is not None:
-                gate, skip = skip_gate[slot], skip_weight[slot] * skips.pop()
                 entering = x_TD if lanes is None else lanes[0]
-                entering = gate * entering + (1 - gate) * skip
+                entering = skip(entering, skips.pop(), skip_gate[slot], skip_weight[slot], run)
                 x_TD, lanes = (entering, None) if lanes is None else (x_TD, (entering, lanes[1]))
             if lanes is None:
                 x_TD = serial_block(x_TD, layers[i], runs[virtual], per_layer[virtual])

@@ -8,8 +8,11 @@ import pytest
 import torch
 from ttt_cases import CHUNK, LENGTHS, cached_reference, reference, score, small_config, small_gpt, small_split
 
+from golf_lightning.evaluation.engine import Engine
 from golf_lightning.evaluation.slot_state import SlotState
+from golf_lightning.evaluation.slots import schedule
 from golf_lightning.model.adapters import AdapterConfig
+from golf_lightning.model.gpt import GPT
 
 
 def worst(first, second):
@@ -65,6 +68,16 @@ def test_every_option_follows_the_reference(fields):
 def test_cached_scores_equal_lists_of_keys_and_values_one_document_at_a_time(fields):
     model, tokens, config = small_gpt(), small_split(), small_config(mode="cached", **fields)
     assert worst(score(model, tokens, config).target_nats, cached_reference(model, tokens, config)) < 1e-9
+
+
+@pytest.mark.parametrize(("mode", "expected"), [("exact", reference), ("cached", cached_reference)])
+def test_scores_with_fused_operations_equal_one_document_at_a_time(mode, expected, monkeypatch):
+    # On a CPU the fused operations run their formulas, with the gradients that the kernels have.
+    monkeypatch.setattr(GPT, "_kernels_on", lambda self, x: "triton")
+    model, tokens, config = small_gpt(), small_split(), small_config(mode=mode)
+    found = score(model, tokens, config).target_nats
+    monkeypatch.undo()
+    assert worst(found, expected(model, tokens, config)) < 1e-9
 
 
 def test_without_learning_a_cache_changes_nothing_while_the_window_holds_the_document():
@@ -169,9 +182,9 @@ def test_a_document_learns_once_a_chunk_and_never_from_its_last(mode, slots, mon
     updates = []
     update = SlotState.update
 
-    def counted(self, learners, grads):
-        updates.extend(slot for slot in learners.tolist() if slot != self.empty)
-        update(self, learners, grads)
+    def counted(self, learning, grads):
+        updates.extend(slot for slot in learning.slots.tolist() if slot != self.empty)
+        update(self, learning, grads)
 
     monkeypatch.setattr(SlotState, "update", counted)
     score(small_gpt(), small_split(), small_config(slots=slots, mode=mode))
@@ -189,3 +202,17 @@ def test_bfloat16_scores_stay_close():
     expected = score(model, tokens, config)
     model.compute_dtype = torch.bfloat16
     assert abs(score(model, tokens, config).mean_nats - expected.mean_nats) < 0.05
+
+
+@pytest.mark.parametrize("fields", [{"mode": "exact"}, {"mode": "exact", "slots": 100}, {"mode": "cached"}], ids=str)
+def test_on_a_gpu_every_pass_has_a_shape_that_was_recorded(fields):
+    model, config = small_gpt(), small_config(**{"slots": 300, "rows": 200, "chunk": 3, "window": 20, **fields})
+    engine = Engine(model, config, targets=10, documents=1)
+    engine.device = torch.device("cuda")
+    engine.shapes = engine._choose_shapes()
+    assert len(set(engine.shapes)) == len(engine.shapes)
+    assert [shape.rows for shape in engine.shapes] == sorted((shape.rows for shape in engine.shapes), reverse=True)
+    targets = np.random.default_rng(0).integers(1, 60, 500)
+    limits = {"slots": config.slots, "rows": engine.most.rows, "together": engine.most.documents}
+    for step in schedule(targets, range(500), engine.plan, **limits):
+        assert any(step.rows.sum() <= s.rows and len(step.slots) <= s.documents for s in engine.shapes)
