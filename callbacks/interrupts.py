@@ -87,7 +87,9 @@ class Interrupts(pl.Callback):
         if not self._training or self._module.signal:
             raise Interrupted(number)
         self._module.signal = number
-        say(f"{signal.Signals(number).name}: saving after this step; send it again to stop at once")
+        line = f"{signal.Signals(number).name}: saving after this step; send it again to stop at once"
+        # From a thread, since the signal may have come in the middle of a line, which no handler may write into.
+        threading.Thread(target=say, args=(line,)).start()
 
     def _give_back(self) -> None:
         for number, handler in self._previous.items():
