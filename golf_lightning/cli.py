@@ -122,7 +122,7 @@ class GolfCLI(LightningCLI):
     def __init__(
         self,
         callbacks: Mapping[str, type[pl.Callback]],
-        args: list[str] | None = None,
+        args: ArgsType = None,
         module_class: type[GolfModule] = GolfModule,
     ) -> None:
         self.named_callbacks = callbacks

@@ -1,9 +1,9 @@
 """``python -m golf_lightning bundle``: the whole program as one ``train_gpt.py``.
 
-The file is Python source in Latin-1: a head that unpacks and runs, and one string literal whose characters are the
-bytes of the compressed sources. Only NUL, CR, backslash and some quotes need an escape there, 1% more bytes, where
-base85 takes 25%. Context mixing (see squeeze.py) makes of source text a sixth less than Brotli. The sources are
-unpacked as files, since Triton and the command line read them.
+The file is Python source in Latin-1: a string literal with the deflated head that unpacks and runs, and one whose
+characters are the bytes of the compressed sources, where base85 would take 25% more. Context mixing (see squeeze.py)
+makes of source text a quarter less than Brotli, and learns from the head first. The sources are unpacked as files,
+since Triton and the command line read them.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Iterable
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,10 @@ from golf_lightning.errors import GolfError
 from golf_lightning.files import write_whole
 from golf_lightning.submission import launcher, squeeze
 from golf_lightning.submission.closure import Sources, carried_packages, class_paths, reach, source_of
+from golf_lightning.submission.imports import share_imports
+from golf_lightning.submission.options import without, without_defaults
 from golf_lightning.submission.packing import Packing
-from golf_lightning.submission.slim import TypeStripper, drop_dead_code, drop_docstrings, minify
+from golf_lightning.submission.slim import TypeStripper, drop_dead_code, drop_docstrings, free_parameters, minify
 
 ENTRY = "golf_lightning.__main__"
 TITLE = "# golf_lightning in one file: python train_gpt.py [fit|validate|export|test] [options]\n"
@@ -91,16 +93,18 @@ class Program:
             raise GolfError(f"The configuration is not YAML ({' '.join(str(error).split())}).") from None
         if not isinstance(values, dict):
             raise GolfError("The configuration is not a mapping of options; give a run's config.yaml.")
-        settings = _without(values, NOT_BUNDLED)
+        settings = without_defaults(without(values, NOT_BUNDLED))
         folders = carried_packages(class_paths(settings))
-        sources = needed_sources(settings, folders)
+        table, texts = share_imports(needed_sources(settings, folders), minify)
         files = {"config.json": json.dumps(settings, separators=(",", ":"))}
-        for name, tree in sources.items():
+        for name, text in texts.items():
             path = source_of(name, folders)
             assert path is not None
-            files[path.relative_to(folders[name.partition(".")[0]]).as_posix()] = minify(tree)
-        self.modules = tuple(sources)
-        self._packing = Packing("\0".join(piece for file in files.items() for piece in file).encode())
+            files[path.relative_to(folders[name.partition(".")[0]]).as_posix()] = text
+        self.modules = tuple(texts)
+        self._head = _head()
+        pieces = [table, *(piece for file in files.items() for piece in file)]
+        self._packing = Packing("\0".join(pieces).encode(), self._head)
 
     def read(self) -> bytes:
         """The program's bytes; waits until they are there.
@@ -108,16 +112,7 @@ class Program:
         Raises:
             GolfError: packing failed.
         """
-        return _program(self._packing.result())
-
-
-def _without(values: dict[str, Any], dropped: Iterable[str], prefix: str = "") -> dict[str, Any]:
-    """A nested mapping without the options ``dropped``, given with dots."""
-    return {
-        key: _without(value, dropped, f"{prefix}{key}.") if isinstance(value, dict) else value
-        for key, value in values.items()
-        if f"{prefix}{key}" not in dropped
-    }
+        return _program(self._head, self._packing.result())
 
 
 def needed_sources(settings: dict[str, Any], folders: dict[str, Path]) -> Sources:
@@ -128,6 +123,7 @@ def needed_sources(settings: dict[str, Any], folders: dict[str, Path]) -> Source
         folders: from :func:`~golf_lightning.submission.closure.carried_packages`.
     """
     trees: dict[str, ast.Module | None] = {}
+    stripper = TypeStripper()
 
     def parse(name: str) -> ast.Module | None:
         if name not in trees:
@@ -135,7 +131,7 @@ def needed_sources(settings: dict[str, Any], folders: dict[str, Path]) -> Source
             trees[name] = tree = ast.parse(path.read_text(encoding="utf-8")) if path else None
             if tree is not None:
                 drop_docstrings(tree)
-                TypeStripper().visit(tree)
+                stripper.visit(tree)
         return trees[name]
 
     named = list(class_paths(settings))
@@ -144,25 +140,37 @@ def needed_sources(settings: dict[str, Any], folders: dict[str, Path]) -> Source
     used = ["main", "end_process", *(path.rpartition(".")[2] for path in named)]
     while drop_dead_code(sources, used):
         sources = reach(roots, parse)
+    free_parameters(sources, stripper.overrides)
     return sources
 
 
-def _program(payload: bytes) -> bytes:
+def _head() -> bytes:
+    """Source of what unpacks and runs the program."""
     head = ast.parse(inspect.getsource(squeeze) + inspect.getsource(launcher))
     head.body = [
         s for s in head.body if not (isinstance(s, ast.ImportFrom) and str(s.module).startswith("golf_lightning."))
     ]
+    drop_docstrings(head)
     TypeStripper().visit(head)
     text = python_minifier.minify(
-        ast.unparse(head),
-        remove_literal_statements=True,
-        rename_globals=True,
-        preserve_globals=["launch"],
-        hoist_literals=False,
+        ast.unparse(head), rename_globals=True, preserve_globals=["launch"], hoist_literals=False
     )
-    # The call stands on a line of its own, which is what a traceback shows.
-    call = f'if __name__=="__main__":launch(DATA.encode("latin-1"),{sys.version_info[:2]})'
-    return f"# coding: latin-1\n{TITLE}{text}\nDATA={_literal(payload)}\n{call}\n".encode("latin-1")
+    return text.encode("ascii")
+
+
+def _program(head: bytes, payload: bytes) -> bytes:
+    compressor = zlib.compressobj(9, wbits=-15)
+    small = compressor.compress(head) + compressor.flush()
+    return "\n".join(
+        [
+            f"# coding: latin-1\n{TITLE}import zlib",
+            f'HEAD=zlib.decompress({_literal(small)}.encode("latin-1"),-15)',
+            f"DATA={_literal(payload)}",
+            "exec(HEAD)",
+            # The call stands on a line of its own, which is what a traceback shows.
+            f'if __name__=="__main__":launch(DATA.encode("latin-1"),HEAD,{sys.version_info[:2]})\n',
+        ]
+    ).encode("latin-1")
 
 
 def _literal(data: bytes) -> str:

@@ -14,14 +14,16 @@ from golf_lightning.submission import squeeze
 class Packing:
     """The payload of ``text``, under way in another process, or taken from the user's cache.
 
-    The cache is ``~/.cache/golf_lightning/packed`` (``$XDG_CACHE_HOME``), named by the hash of the text and the coder.
+    The cache is ``~/.cache/golf_lightning/packed`` (``$XDG_CACHE_HOME``), named by the hash of the texts and the coder.
 
     Args:
         text: what to pack.
+        primer: what the unpacker knows; see :func:`~golf_lightning.submission.squeeze.pack`.
     """
 
-    def __init__(self, text: bytes) -> None:
-        name = hashlib.sha256(Path(squeeze.__file__).read_bytes() + text).hexdigest()
+    def __init__(self, text: bytes, primer: bytes) -> None:
+        size = len(primer).to_bytes(4, "big")
+        name = hashlib.sha256(Path(squeeze.__file__).read_bytes() + size + primer + text).hexdigest()
         cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "golf_lightning")
         self._path = cache / "packed" / name
         self._process: subprocess.Popen[bytes] | None = None
@@ -36,7 +38,7 @@ class Packing:
         )
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(text)
+            self._process.stdin.write(size + primer + text)
             self._process.stdin.close()
         except BrokenPipeError:
             # It has ended already; result() tells why.
@@ -58,10 +60,17 @@ class Packing:
         return self._path.read_bytes()
 
 
-def main(path: str, text: bytes) -> None:
-    """Pack ``text`` into a file, after making sure that it can be unpacked."""
-    payload = squeeze.pack(text)
-    assert squeeze.unpack_text(payload) == text, "the coder must give the sources back"
+def main(path: str, data: bytes) -> None:
+    """Pack a text into a file, after making sure that it can be unpacked.
+
+    Args:
+        path: the file.
+        data: size of the primer (4 bytes), primer and text.
+    """
+    start = 4 + int.from_bytes(data[:4], "big")
+    primer, text = data[4:start], data[start:]
+    payload = squeeze.pack(text, primer)
+    assert squeeze.unpack_text(payload, primer) == text, "the coder must give the sources back"
     with write_whole(path) as file:
         file.write(payload)
 

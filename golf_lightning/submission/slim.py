@@ -36,9 +36,13 @@ class TypeStripper(ast.NodeTransformer):
     The command line reads the parameters of constructors and of the methods that its commands are named after, and the
     fields of classes. Triton and torch.library read whole functions, which are decorated. Those stay; return types,
     other parameters, types of variables, ``@override`` and assertions that only tell a type checker a type go.
+
+    Attributes:
+        overrides: names of functions that were marked ``@override``.
     """
 
     def __init__(self) -> None:
+        self.overrides: set[str] = set()
         self._in_class = False
 
     @override
@@ -47,7 +51,10 @@ class TypeStripper(ast.NodeTransformer):
 
     @override
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
-        node.decorator_list = [d for d in node.decorator_list if ast.unparse(d) != "override"]
+        decorators = [d for d in node.decorator_list if ast.unparse(d) != "override"]
+        if len(decorators) < len(node.decorator_list):
+            self.overrides.add(node.name)
+        node.decorator_list = decorators
         if any(ast.unparse(decorator) not in PLAIN_DECORATORS for decorator in node.decorator_list):
             return node
         node.returns = None
@@ -160,15 +167,49 @@ def _defines(statement: ast.stmt) -> list[str]:
     return names if len(names) == len(targets) else []
 
 
+def free_parameters(sources: Sources, overrides: set[str]) -> None:
+    """Mark leading parameters that no call names as positional, so that minifying may rename them.
+
+    Left alone are functions that others may call by parameters' names: decorated ones, overriding ones, constructors
+    and commands, public methods of classes derived from elsewhere, and functions that are passed on as values.
+
+    Args:
+        sources: trees; changed in place.
+        overrides: names of functions that others call.
+    """
+    nodes = [node for tree in sources.values() for node in ast.walk(tree)]
+    named = {node.arg for node in nodes if isinstance(node, ast.keyword)}
+    called = {id(node.func) for node in nodes if isinstance(node, ast.Call)}
+    passed_on = {_name(n) for n in nodes if isinstance(n, (ast.Name, ast.Attribute)) and id(n) not in called}
+    classes = [node for node in nodes if isinstance(node, ast.ClassDef)]
+    foreign = {method for node in classes if node.bases for method in node.body}
+    for node in nodes:
+        if (
+            not isinstance(node, ast.FunctionDef)
+            or any(ast.unparse(decorator) not in PLAIN_DECORATORS for decorator in node.decorator_list)
+            or node.name in (*overrides, *passed_on, *COMMANDS)
+            or node.name.startswith("__")
+            or (node in foreign and not node.name.startswith("_"))
+        ):
+            continue
+        while node.args.args and node.args.args[0].arg not in named:
+            node.args.posonlyargs.append(node.args.args.pop(0))
+
+
+def _name(node: ast.Name | ast.Attribute) -> str:
+    return node.id if isinstance(node, ast.Name) else node.attr
+
+
 def minify(tree: ast.Module) -> str:
     """The shortest text of a module that python-minifier may make of it without changing what others see.
 
-    Names of modules, classes, functions, parameters and attributes stay. In a module of Triton kernels, whose source
-    Triton compiles, parameters keep their names inside functions too, since Triton knows constants by them, and so do
-    annotated variables; nothing is rewritten there.
+    Names of modules, classes, functions, attributes and of parameters that are not positional stay. In a module of
+    Triton kernels, whose source Triton compiles, parameters of kernels keep their names inside functions too, since
+    Triton knows constants by them, and so do annotated variables; nothing is rewritten there.
     """
     kernels = "triton" in set(_words(tree))
-    kept = [arg.arg for node in ast.walk(tree) if isinstance(node, ast.arguments) for arg in _arguments(node)]
+    decorated = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.decorator_list]
+    kept = [arg.arg for node in decorated for arg in _arguments(node.args)]
     kept += [node.target.id for node in ast.walk(tree) if _is_annotated_name(node)]  # type: ignore[attr-defined]
     return python_minifier.minify(
         ast.unparse(tree),

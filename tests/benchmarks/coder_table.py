@@ -2,8 +2,9 @@
 
     python tests/benchmarks/coder_table.py runs/NAME/artifact.golf --json coders.json
 
-Sizes are of the codes alone, bank by bank; the last line is no coder but the code length under contexts of neighbours,
-tables and their adaptation not counted: what context mixing could reach at best.
+Sizes are of the codes alone, bank by bank, but for the whole file, which has scales, vectors and the header too. "bound
+with neighbours" is no coder but the code length under contexts of neighbours, tables and their adaptation not counted:
+what context mixing could reach at best.
 """
 
 import argparse
@@ -23,8 +24,9 @@ import zstandard
 from scipy.special import ndtr
 
 from golf_lightning.compression import rans
-from golf_lightning.compression.artifact import read_artifact
+from golf_lightning.compression.artifact import Artifact, encode_artifact, read_artifact
 from golf_lightning.compression.coding import ArraySpec, RansCoder
+from golf_lightning.compression.quantize import QuantizationConfig, to_half
 from golf_lightning.compression.spreads import Spreads, measure_spreads
 from golf_lightning.compression.trellis import on_trellis
 from golf_lightning.files import write_json
@@ -145,6 +147,22 @@ def measure(banks: list[Codes]) -> list[dict[str, Any]]:
     return lines
 
 
+def whole_file(artifact: Artifact) -> int:
+    """Bytes of the file coded anew with rANS and vectors as short as by default."""
+    bits = QuantizationConfig().vector_bits
+    vectors = {name: to_half(name, vector.float(), bits) for name, vector in artifact.state.vectors.items()}
+    state = replace(artifact.state, vectors=vectors)
+    return len(
+        encode_artifact(
+            state,
+            config=artifact.config,
+            recurrent=artifact.recurrent,
+            tokenizer_sha256=artifact.tokenizer_sha256,
+            coder="rans",
+        )
+    )
+
+
 def main(argv: list[str] | None = None) -> int:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -152,13 +170,19 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--banks", nargs="+", help="only these banks, such as kv and embedding")
     parser.add_argument("--json", type=Path, help="also write the table here")
     arguments = parser.parse_args(argv)
-    state = read_artifact(arguments.artifact).state
+    artifact = read_artifact(arguments.artifact)
+    state = artifact.state
     banks = [
         matrix.codes.view(-1, *matrix.codes.shape[-2:]).numpy()
         for name, matrix in state.matrices.items()
         if arguments.banks is None or name in arguments.banks
     ]
     lines = measure(banks)
+    if arguments.banks is None:
+        size = whole_file(artifact)
+        lines.append(
+            {"coder": "whole file, rANS", "bytes": size, "over_entropy": round(size / lines[0]["bytes"] - 1, 5)}
+        )
     if arguments.json is not None:
         write_json(arguments.json, lines)
     print(json.dumps(lines, indent=1))

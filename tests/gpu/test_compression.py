@@ -1,5 +1,6 @@
 import pytest
 import torch
+from plain_gptq import plain_gptq
 
 from golf_lightning.compression.gptq import gptq
 from golf_lightning.compression.hessians import HessianRecorder
@@ -36,6 +37,25 @@ def test_gptq_on_the_device_is_as_good_as_on_the_cpu(trellis):
     on_cuda = gptq("up", weight.cuda(), hessian.cuda(), scale.cuda(), precision=precision, trellis=trellis)
     errors = [weighted_error(weight, result.codes.cpu(), scale, hessian) for result in (on_cpu, on_cuda)]
     torch.testing.assert_close(errors[1], errors[0], rtol=1e-2 if trellis else 1e-3, atol=0)
+
+
+@pytest.mark.parametrize("rows, columns", [(2048, 512), (512, 2048)])
+def test_errors_at_full_size_are_those_of_the_float64_reference(rows, columns):
+    precision = RolePrecision(6, 12.85)
+    generator = torch.Generator("cuda").manual_seed(0)
+    weight = 0.05 * torch.randn(3, rows, columns, generator=generator, device="cuda")
+    latent = torch.randn(3, 4 * columns, columns // 2, generator=generator, device="cuda")
+    inputs = latent @ torch.randn(3, columns // 2, columns, generator=generator, device="cuda")
+    inputs += torch.randn(inputs.shape, generator=generator, device="cuda")
+    hessian = inputs.transpose(1, 2) @ inputs
+    scale = sdclip_scale("up", weight, precision)
+    codes = gptq("up", weight, hessian, scale, precision=precision).codes
+    wanted = plain_gptq(weight, hessian, scale, precision.largest, 0.01)
+    error, best = (
+        weighted_error(weight.double(), c.double(), scale.double(), hessian.double()) for c in (codes, wanted)
+    )
+    assert (error <= 1.005 * best).all(), (error / best).tolist()
+    assert error.sum() <= 1.001 * best.sum()
 
 
 def test_wide_hessians_are_summed_in_blocks():

@@ -55,7 +55,7 @@ def unpacked(program: bytes, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     """The files in it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield launcher.unpack(payload_of(program))
+        yield launcher.unpack(payload_of(program), b"")
 
 
 @given(st.binary(max_size=400))
@@ -137,18 +137,20 @@ def test_own_classes_of_the_configuration_travel(tmp_path: Path, monkeypatch: py
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     made = Program(yaml.safe_dump({"trainer": {"callbacks": [{"class_path": "mine.Mine"}]}}))
-    text = (launcher.unpack(payload_of(made.read())) / "mine.py").read_text()
+    text = (launcher.unpack(payload_of(made.read()), b"") / "mine.py").read_text()
     assert "mine" in made.modules and "class Mine" in text
     assert "Not" not in text and "encode" not in text
 
 
-def test_what_belongs_to_one_run_does_not_travel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_belongs_to_one_run_and_defaults_do_not_travel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    budget = {"limit_bytes": 16_000_000, "code_bytes": 5}
-    config = {"ckpt_path": "x.ckpt", "model": {"export": {"budget": budget}, "ttt_baseline": None}}
-    folder = launcher.unpack(payload_of(Program(yaml.safe_dump(config)).read()))
+    budget = {"limit_bytes": 15_000_000, "code_bytes": 5}
+    data = {"folder": "prepared"}
+    config = {"ckpt_path": "x.ckpt", "data": data, "model": {"export": {"budget": budget, "calibration_batches": 64}}}
+    folder = launcher.unpack(payload_of(Program(yaml.safe_dump(config)).read()), b"")
     assert json.loads((folder / "config.json").read_text()) == {
-        "model": {"export": {"budget": {"limit_bytes": 16_000_000}}, "ttt_baseline": None}
+        "data": data,
+        "model": {"export": {"budget": {"limit_bytes": 15_000_000}}},
     }
 
 

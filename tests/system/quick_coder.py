@@ -3,12 +3,12 @@
 import zlib
 
 
-def unpack_text(payload: bytes) -> bytes:
+def unpack_text(payload: bytes, primer: bytes) -> bytes:
     return zlib.decompress(payload)
 
 
 class QuickPacking:
-    def __init__(self, text: bytes) -> None:
+    def __init__(self, text: bytes, primer: bytes) -> None:
         self._text = text
 
     def result(self) -> bytes:
