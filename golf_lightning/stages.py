@@ -62,7 +62,6 @@ def measure_code(module: GolfModule, config: str) -> Callable[[], None]:
             f"Measuring the program's size needs the package {error.name}; run `pip install python-minifier`, "
             "or give the size with --model.export.budget.code_bytes."
         ) from None
-    device = module.trainer.strategy.root_device
     programs = []
 
     def begin() -> dict[str, Any]:
@@ -70,10 +69,10 @@ def measure_code(module: GolfModule, config: str) -> Callable[[], None]:
         return {}
 
     def finish() -> None:
-        measured = on_rank_zero(lambda: {"code_bytes": len(programs[0].read())}, device)
+        measured = on_rank_zero(lambda: {"code_bytes": len(programs[0].read())})
         module.export_config = dataclasses.replace(settings, budget=dataclasses.replace(settings.budget, **measured))
 
-    on_rank_zero(begin, device)
+    on_rank_zero(begin)
     return finish
 
 
@@ -146,7 +145,8 @@ def _score(
 
     def progress(now: ScoreProgress) -> None:
         queue.alive()
-        _say_progress(now)
+        if now.targets:
+            _say_progress(now)
 
     with module.ledger.stage(stage):
         journal = Journal(folder, queue.rank, queue.world_size, fingerprint(module.model, part, config))

@@ -1,8 +1,10 @@
 """Quantize a model bank by bank, and measure what it costs."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from golf_lightning.compression.gptq import gptq
@@ -20,6 +22,7 @@ from golf_lightning.compression.quantize import (
     weighted_error,
     weighted_error_of_rows,
 )
+from golf_lightning.compression.ranks import on_every_rank
 from golf_lightning.errors import GolfError
 from golf_lightning.model.config import GPTConfig, matrix_inputs
 
@@ -116,6 +119,9 @@ def quantize_state(
 ) -> tuple[QuantizedState, dict[str, BankErrors]]:
     """Quantize a model's parameters: banks and embedding to integers, everything else to fp16.
 
+    When ``torch.distributed`` is initialized every rank calls this with the same weights and scales; each quantizes the
+    banks that :func:`share_out` gives it, and all get the same result, that of one rank with the owners' Hessians.
+
     Args:
         state_dict: float32 tensors of a GPT, on any one device.
         hessians: ``[C, C]`` by site, from :func:`~golf_lightning.compression.hessians.collect_hessians`; ``None`` for
@@ -134,27 +140,58 @@ def quantize_state(
     if hessians is None and settings.method == "gptq":
         raise GolfError("GPTQ needs calibration; collect Hessians first or choose the method rtn.")
     sites = matrix_inputs(config)
+    ranks, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
+    owners = share_out({name: state_dict[name].shape[-1] for name in sites}, ranks)
     matrices: dict[str, QuantizedTensor] = {}
-    errors: dict[str, BankErrors] = {}
-    for name, inputs in sites.items():
-        weight = state_dict[name].detach().float()
-        stacked_NCC = None if hessians is None else torch.stack([hessians[site] for site in inputs])
-        quantized, bank_errors = quantize_bank(
-            name,
-            weight.view(len(inputs), *weight.shape[-2:]),
-            stacked_NCC,
-            settings,
-            None if scales is None else scales[name],
-            None if costs is None else costs[name],
-        )
-        quantized.codes = quantized.codes.view(weight.shape)
-        quantized.scale = quantized.scale.view(weight.shape[:-1])
-        matrices[name] = quantized
-        if bank_errors is not None:
-            errors[name] = bank_errors
-    vectors = {}
-    for name, tensor in state_dict.items():
-        if name not in sites:
-            check_finite(name, tensor)
-            vectors[name] = to_half(name, tensor, settings.vector_bits)
+    vectors: dict[str, Tensor] = {}
+
+    def quantize_share() -> dict[str, Any]:
+        errors = {}
+        for name, inputs in sites.items():
+            weight = state_dict[name].detach().float()
+            if owners[name] != rank:
+                codes = torch.empty_like(weight, dtype=torch.int8)
+                matrices[name] = QuantizedTensor(ROLE_OF[name], 0, codes, codes[..., 0].half())
+                continue
+            matrices[name], bank_errors = quantize_bank(
+                name,
+                weight.view(len(inputs), *weight.shape[-2:]),
+                None if hessians is None else torch.stack([hessians[site] for site in inputs]),
+                settings,
+                None if scales is None else scales[name],
+                None if costs is None else costs[name],
+            )
+            matrices[name].codes = matrices[name].codes.view(weight.shape)
+            matrices[name].scale = matrices[name].scale.view(weight.shape[:-1])
+            errors[name] = {"bits": matrices[name].bits, "errors": bank_errors and asdict(bank_errors)}
+        for name, tensor in state_dict.items():
+            if name not in sites:
+                check_finite(name, tensor)
+                vectors[name] = to_half(name, tensor, settings.vector_bits)
+        return errors
+
+    shares = on_every_rank(quantize_share)
+    errors = {}
+    for name, owner in owners.items():
+        matrix, told = matrices[name], shares[owner][name]
+        matrix.bits = told["bits"]
+        if told["errors"]:
+            errors[name] = BankErrors(**told["errors"])
+        if ranks > 1:
+            dist.broadcast(matrix.codes, src=owner)
+            dist.broadcast(matrix.scale, src=owner)
     return QuantizedState(matrices, vectors), errors
+
+
+def share_out(columns: dict[str, int], ranks: int) -> dict[str, int]:
+    """The rank that quantizes each bank: the widest bank first, each to the rank with the fewest columns so far.
+
+    The matrices of a bank advance through its columns together, column by column, so a part of a bank would take a GPU
+    as long as the whole of it.
+    """
+    load = [0] * ranks
+    owners = dict.fromkeys(columns, 0)
+    for name in sorted(columns, key=lambda name: -columns[name]):
+        owners[name] = load.index(min(load))
+        load[owners[name]] += columns[name]
+    return owners

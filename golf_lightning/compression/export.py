@@ -123,9 +123,9 @@ def export_model(
 ) -> ExportReport:
     """Calibrate, quantize, write the artifact, read it back and compare it bit for bit.
 
-    When ``torch.distributed`` is initialized every rank calls this, each with calibration batches of its own; rank 0
-    quantizes and writes, and all ranks return its report or raise its error. The model is not changed. Being over
-    budget is no error here: the file is kept, and ``report.budget.require()`` raises when the caller is done.
+    When ``torch.distributed`` is initialized every rank calls this, each with calibration batches of its own. All
+    quantize, rank 0 encodes and writes, and all return its report or raise the error of any. The model does not change.
+    Being over budget is no error here: the file is kept, and ``report.budget.require()`` raises when all is done.
 
     Args:
         model: the model with the weights to export (averaged weights already swapped in), recurrence as it will run.
@@ -154,8 +154,9 @@ def export_model(
             with _timed("sensitivities", seconds, device):
                 sensitivities = collect_sensitivities(model, kept, calibration, count=settings.sensitivity_batches)
 
+    result = _compress(model, calibration, sensitivities, tokenizer_sha256, settings, say, seconds)
+
     def write() -> dict[str, Any]:
-        result = _compress(model, calibration, sensitivities, tokenizer_sha256, settings, say, seconds)
         with _timed("encode", seconds, device):
             write_encoded(path, result.data)
         with _timed("verify", seconds, device):
@@ -177,11 +178,13 @@ def export_model(
             k=_clip_points(model.state_dict(), result.state),
         ).to_dict()
 
-    return ExportReport.from_dict(on_rank_zero(write, device))
+    return ExportReport.from_dict(on_rank_zero(write))
 
 
 @dataclass(slots=True)
 class _Compressed:
+    """What came of quantizing and encoding; ``data`` is empty but on rank 0."""
+
     state: QuantizedState
     errors: dict[str, BankErrors]
     data: bytes
@@ -212,20 +215,23 @@ def _compress(
                 weights, hessians, model.config, settings.quantization, scales=scales, costs=costs
             )
         say(f"encoding with {settings.coder}")
-        with _timed("encode", seconds, device):
-            data = encode_artifact(
+
+        def encode() -> dict[str, Any]:
+            results[0].data = encode_artifact(
                 state,
                 config=model.config,
                 recurrent=model.recurrent,
                 tokenizer_sha256=tokenizer_sha256,
                 coder=settings.coder,
             )
-        results[:] = [_Compressed(state, errors, data, len(results))]
-        return len(data)
+            return {"bytes": len(results[0].data)}
+
+        results[:] = [_Compressed(state, errors, b"", 1)]
+        with _timed("encode", seconds, device):
+            return on_rank_zero(encode)["bytes"]
 
     if sensitivities is None:
         make(None)
-        encodings = 1
     else:
         assert calibration is not None, "sensitivities are whitened by Hessians"
         with _timed("quantize", seconds, device):
@@ -237,8 +243,8 @@ def _compress(
                 damping=settings.quantization.damping,
                 trellis=settings.trellis,
             )
-        encodings = fill_budget(steps, settings.budget.artifact_bytes, make)
-    results[0].encodings = encodings
+        steps.share()
+        results[0].encodings = fill_budget(steps, settings.budget.artifact_bytes, make)
     return results[0]
 
 

@@ -1,48 +1,42 @@
-"""Work of one rank whose result, or failure, all ranks must know."""
+"""Work of ranks whose results, or failures, all ranks must know."""
 
-import json
 from collections.abc import Callable
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
 from golf_lightning.errors import GolfError
 
 
-def on_rank_zero(work: Callable[[], dict[str, Any]], device: torch.device) -> dict[str, Any]:
-    """Run ``work`` on rank 0 and give its result, JSON values, to every rank; alone, just run it.
+def on_every_rank(work: Callable[[], dict[str, Any]]) -> list[dict[str, Any]]:
+    """Run ``work`` on every rank and give all their results to each, in the order of ranks; alone, just run it.
 
     Args:
-        work: what rank 0 does.
-        device: a device the process group can send from.
+        work: what this rank does; its result is small and of plain values.
 
     Raises:
-        GolfError: on every rank, when ``work`` raised it on rank 0 or rank 0 stopped for another reason.
+        GolfError: on every rank, when ``work`` raised it on one of them or a rank stopped for another reason; that of
+            the first such rank.
     """
     if not dist.is_initialized():
-        return work()
-    message: dict[str, Any] = {"error": "Rank 0 stopped during the export; see its output."}
+        return [work()]
+    rank = dist.get_rank()
+    mine: dict[str, Any] = {"error": f"Rank {rank} stopped during the export; see its output."}
+    outcomes: list[Any] = [None] * dist.get_world_size()
     try:
-        if dist.get_rank() == 0:
-            message = {"value": work()}
+        mine = {"value": work()}
     except GolfError as error:
-        message = {"error": str(error)}
-        raise
+        mine = {"error": str(error)}
     finally:
-        # Also when rank 0 fails, or the others would wait for it for ever.
-        message = _broadcast_json(message, device)
-    if "error" in message:
-        raise GolfError(message["error"])
-    return message["value"]
+        # Also when this rank fails, or the others would wait for it for ever.
+        dist.all_gather_object(outcomes, mine)
+    for outcome in outcomes:
+        if "error" in outcome:
+            raise GolfError(outcome["error"])
+    return [outcome["value"] for outcome in outcomes]
 
 
-def _broadcast_json(value: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    text = json.dumps(value).encode()
-    size = torch.tensor(len(text), dtype=torch.int64, device=device)
-    dist.broadcast(size, src=0)
-    data = torch.zeros(int(size), dtype=torch.uint8, device=device)
-    if dist.get_rank() == 0:
-        data = torch.tensor(list(text), dtype=torch.uint8, device=device)
-    dist.broadcast(data, src=0)
-    return json.loads(bytes(data.tolist()))
+def on_rank_zero(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Run ``work`` on rank 0 and give its result to every rank; see :func:`on_every_rank`."""
+    alone = not dist.is_initialized() or dist.get_rank() == 0
+    return on_every_rank(work if alone else dict)[0]

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from golf_lightning.compression.gptq import residual_curvature
@@ -58,6 +59,13 @@ class Steps:
     spread_NR: dict[str, Tensor]
     columns: dict[str, int]
     trellis: bool
+
+    def share(self) -> None:
+        """Take rank 0's steps, so that all ranks search alike; every rank calls it."""
+        if dist.is_initialized():
+            for tensors in (self.log2_NR, self.floor_NR, self.spread_NR):
+                for tensor in tensors.values():
+                    dist.broadcast(tensor, src=0)
 
     def at(self, log2_c: float) -> dict[str, Tensor]:
         """The float16 scales of all rows at a ``c``."""

@@ -83,7 +83,7 @@ class Watch:
             documents=len(self.finished),
             documents_total=self._documents,
             targets=self._targets_done,
-            targets_total=self._targets,
+            targets_total=max(self._targets, self._targets_done),
             bytes=self._bytes_done,
             nats=float(nats_N.sum()),
             seconds=seconds,

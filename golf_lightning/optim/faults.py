@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -94,6 +95,12 @@ def end_at_once(line: str) -> NoReturn:
     print(line, file=sys.stderr, flush=True)
     sys.stdout.flush()
     os._exit(1)
+
+
+def where_it_stands(line: str, thread: int) -> str:
+    """An error's line, and under it where in the program a thread of this process is."""
+    stack = "".join(traceback.format_stack(sys._current_frames().get(thread))).rstrip()
+    return f"error: {line} It stands here:\n{stack}"
 
 
 def report_fault(error: BaseException, rank: int, store: Store, processes: Sequence["subprocess.Popen[bytes]"]) -> None:

@@ -1,15 +1,13 @@
 """Notices that training stands still, finds the rank that holds it up, and ends the run."""
 
-import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable
 
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store
 
-from golf_lightning.optim.faults import end_at_once
+from golf_lightning.optim.faults import end_at_once, where_it_stands
 
 ANSWER_S = 3.0
 """Seconds in which every living rank tells how far it came."""
@@ -41,7 +39,7 @@ class StepWatch(threading.Thread):
         super().__init__(daemon=True, name="step-watch")
         self.rank, self.world_size, self.store, self.timeout_s = rank, world_size, store, timeout_s
         self._end = end
-        self._watched = threading.main_thread().ident
+        self._watched = threading.get_ident()
         self._progress = 0
         self._since: float | None = None
         self._closed = threading.Event()
@@ -76,15 +74,16 @@ class StepWatch(threading.Thread):
         last = min(progress.values())
         behind = [rank for rank, value in sorted(progress.items()) if value == last]
         if len(set(progress.values())) > 1 and self.rank in behind:
-            return self._where(f"error: rank {self.rank} hangs: no progress for {stood_s:g} s. It stands here:")
+            return where_it_stands(f"rank {self.rank} hangs: no progress for {stood_s:g} s.", self._watched)
         time.sleep(ANSWER_S / 3)  # what the hanging rank writes comes first
         if missing:
             return f"error: rank {self.rank} stops: no step for {stood_s:g} s, and ranks {missing} do not answer"
         if len(behind) < len(progress):
             return f"rank {self.rank} stops: it waited {stood_s:g} s for ranks {behind}"
-        return self._where(
-            f"error: no rank got further for {stood_s:g} s: they have lost each other, or a step takes longer than "
-            f"--ranks.timeout_s allows; rank {self.rank} stands here:"
+        return where_it_stands(
+            f"no rank got further for {stood_s:g} s: they have lost each other, or a step takes longer than "
+            f"--ranks.timeout_s allows. This is rank {self.rank}.",
+            self._watched,
         )
 
     def _compare(self) -> dict[int, int]:
@@ -95,7 +94,3 @@ class StepWatch(threading.Thread):
         while time.monotonic() < deadline and not self.store.check(list(keys.values())):
             time.sleep(0.1)
         return {rank: int(self.store.get(key)) for rank, key in keys.items() if self.store.check([key])}
-
-    def _where(self, line: str) -> str:
-        frame = sys._current_frames().get(self._watched or 0)
-        return "\n".join([line, "".join(traceback.format_stack(frame)).rstrip()])

@@ -41,8 +41,8 @@ class Packing:
             self._process.stdin.write(size + primer + text)
             self._process.stdin.close()
         except BrokenPipeError:
-            # It has ended already; result() tells why.
-            self._process.stdin = None
+            pass  # it has ended already; result() tells why
+        self._process.stdin = None
 
     def result(self) -> bytes:
         """The payload; waits for it.
@@ -51,10 +51,8 @@ class Packing:
             GolfError: the process failed.
         """
         if self._process is not None:
-            assert self._process.stderr is not None
-            with self._process.stderr as errors:
-                lines = errors.read().decode(errors="replace").strip().splitlines()
-            if self._process.wait() != 0:
+            lines = self._process.communicate()[1].decode(errors="replace").strip().splitlines()
+            if self._process.returncode != 0:
                 raise GolfError(f"Packing the program failed ({lines[-1] if lines else self._process.returncode}).")
             self._process = None
         return self._path.read_bytes()

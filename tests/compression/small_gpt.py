@@ -1,13 +1,19 @@
 """A model small enough to export in milliseconds, batches that fit it, and what spawned ranks do with them."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
 
 from golf_lightning.__main__ import end_process
+from golf_lightning.compression import banks, export
 from golf_lightning.compression.export import ExportConfig, export_model
-from golf_lightning.compression.hessians import collect_hessians
+from golf_lightning.compression.hessians import Calibration, collect_hessians
+from golf_lightning.compression.quantize import QuantizationConfig
+from golf_lightning.compression.rate import Steps, plan_steps
 from golf_lightning.compression.sensitivity import collect_sensitivities
 from golf_lightning.data.batch import IGNORED, PackedBatch
 from golf_lightning.errors import GolfError
@@ -54,10 +60,10 @@ def packed_batch(seed: int, lengths: tuple[int, ...] = (20, 7, 30), padding: int
     return PackedBatch(tokens, targets, cu_seqlens)
 
 
-def spawned_rank(rank: int, work: str, folder: str) -> None:
-    """One of two gloo processes: runs the function of that name and saves what it returns."""
+def spawned_rank(rank: int, work: str, folder: str, ranks: int = 2) -> None:
+    """One of a few gloo processes: runs the function of that name and saves what it returns."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks)
     result = WORK[work](rank, Path(folder))
     torch.save(result, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
@@ -87,11 +93,55 @@ def _export(rank: int, folder: Path) -> dict[str, int]:
     return {"artifact_bytes": report.budget.artifact_bytes, "tokens": report.calibration_tokens, "wrote": path.exists()}
 
 
-def _fail(rank: int, folder: Path) -> str:
-    model = small_gpt()
+def export_from_file(folder: Path, path: Path) -> dict[str, Any]:
+    """An export from the Hessians and sensitivities of ``calibration.pt``; the report, and the banks it quantized."""
+    hessians, tokens, sensitivities = torch.load(folder / "calibration.pt", weights_only=True)
+    quantized: list[str] = []
+    real = banks.quantize_bank
+
+    def noting(name: str, *arguments: Any) -> Any:
+        quantized.append(name)
+        return real(name, *arguments)
+
+    with (
+        mock.patch.object(export, "collect_hessians", return_value=Calibration(hessians, tokens)),
+        mock.patch.object(export, "collect_sensitivities", return_value=sensitivities),
+        mock.patch.object(banks, "quantize_bank", noting),
+    ):
+        report = export_model(small_gpt(), [], path, tokenizer_sha256=TOKENIZER, settings=ExportConfig()).to_dict()
+    del report["artifact"], report["seconds"]
+    return {"report": report, "quantized": quantized}
+
+
+def _divided(rank: int, folder: Path) -> dict[str, Any]:
     if rank == 0:
+        return export_from_file(folder, folder / "divided.golf")
+    # What another rank thinks of the steps does not count.
+    nudged = mock.patch.object(export, "plan_steps", side_effect=lambda *a, **k: _nudge(plan_steps(*a, **k)))
+    with nudged:
+        return export_from_file(folder, folder / "divided.golf")
+
+
+def _nudge(steps: Steps) -> Steps:
+    for tensor in steps.log2_NR.values():
+        tensor.add_(1.0)
+    return steps
+
+
+def _fail(rank: int, folder: Path) -> str:
+    return _error_of(0, "mix", rank, folder)
+
+
+def _fail_in_share(rank: int, folder: Path) -> str:
+    return _error_of(1, "kv", rank, folder)
+
+
+def _error_of(bad_rank: int, name: str, rank: int, folder: Path) -> str:
+    """What this rank raises when one rank's parameter of that name is too large for float16."""
+    model = small_gpt()
+    if rank == bad_rank:
         with torch.no_grad():
-            model.mix[0, 0, 0] = 1e30
+            model.get_parameter(name)[0, 0, 0] = 1e30
     try:
         _export_here(model, folder)
     except GolfError as error:
@@ -100,10 +150,17 @@ def _fail(rank: int, folder: Path) -> str:
 
 
 def _export_here(model: GPT, folder: Path) -> None:
-    settings = ExportConfig(calibration_batches=2, rate="fixed")
-    # The same weights on all ranks but one value: what rank 0 finds wrong, rank 1 must learn from it.
-    clean = small_gpt() if dist.get_rank() else model
-    export_model(clean, [packed_batch(0)], folder / "a.golf", tokenizer_sha256=TOKENIZER, settings=settings)
+    settings = ExportConfig(calibration_batches=2, rate="fixed", quantization=QuantizationConfig(method="rtn"))
+    # The same weights on all ranks but one value: what one finds wrong, the other must learn from it.
+    export_model(model, [packed_batch(0)], folder / "a.golf", tokenizer_sha256=TOKENIZER, settings=settings)
 
 
-WORK = {"sum": _sum, "uneven": _uneven, "export": _export, "fail": _fail, "sensitivities": _sensitivities}
+WORK: dict[str, Callable[[int, Path], Any]] = {
+    "sum": _sum,
+    "uneven": _uneven,
+    "export": _export,
+    "divided": _divided,
+    "fail": _fail,
+    "fail in share": _fail_in_share,
+    "sensitivities": _sensitivities,
+}

@@ -3,18 +3,21 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
-from small_gpt import CONFIG, TOKENIZER, packed_batch, small_gpt, spawned_rank
+from ranks import start_ranks
+from small_gpt import CONFIG, TOKENIZER, export_from_file, packed_batch, small_gpt, spawned_rank
 
 from golf_lightning.compression import export, rate
 from golf_lightning.compression.artifact import encode_artifact, read_artifact, write_artifact
-from golf_lightning.compression.banks import quantize_bank, quantize_state
+from golf_lightning.compression.banks import quantize_bank, quantize_state, share_out
 from golf_lightning.compression.budget import BudgetConfig, OverBudget
 from golf_lightning.compression.export import ExportConfig, ExportReport, export_model, load_model
 from golf_lightning.compression.hessians import collect_hessians
 from golf_lightning.compression.quantize import QuantizationConfig
+from golf_lightning.compression.sensitivity import collect_sensitivities
 from golf_lightning.errors import GolfError
 from golf_lightning.files import read_json, write_json
+from golf_lightning.model.config import matrix_inputs
+from golf_lightning.model.gpt import GPT
 
 
 def test_the_artifact_holds_what_quantize_state_gives(model, batches, tmp_path):
@@ -218,15 +221,43 @@ def test_a_larger_budget_is_predicted_to_cost_less(model, batches, tmp_path):
 
 
 def test_two_ranks_export_one_artifact_from_the_batches_of_both(tmp_path: Path):
-    mp.spawn(spawned_rank, args=("export", str(tmp_path)), nprocs=2)
+    start_ranks(spawned_rank, ("export", str(tmp_path)), 2)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert first == {"artifact_bytes": first["artifact_bytes"], "tokens": 4 * 57, "wrote": True}
     assert second == first | {"wrote": False}
     assert read_artifact(tmp_path / "artifact0.golf").file_bytes == first["artifact_bytes"]
 
 
-def test_an_error_on_rank_zero_reaches_every_rank(tmp_path: Path):
-    mp.spawn(spawned_rank, args=("fail", str(tmp_path)), nprocs=2)
+@pytest.mark.parametrize(("work", "name"), [("fail", "mix"), ("fail in share", "kv")])
+def test_an_error_on_one_rank_reaches_every_rank(tmp_path: Path, work: str, name: str):
+    start_ranks(spawned_rank, (work, str(tmp_path)), 2)
     errors = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     assert errors[0] == errors[1]
-    assert "mix are too large for fp16" in errors[0]
+    assert f"{name} are too large for fp16" in errors[0]
+    assert not list(tmp_path.glob("*.golf"))
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 7])
+def test_banks_divided_among_ranks_give_the_file_of_one(model: GPT, tmp_path: Path, ranks: int):
+    batches = [packed_batch(seed) for seed in range(4)]
+    calibration = collect_hessians(model, batches, count=4)
+    sensitivities = collect_sensitivities(model, batches, calibration, count=4)
+    torch.save((calibration.hessians, calibration.tokens, sensitivities), tmp_path / "calibration.pt")
+    alone = export_from_file(tmp_path, tmp_path / "alone.golf")
+    start_ranks(spawned_rank, ("divided", str(tmp_path), ranks), ranks)
+    outcomes = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(ranks)]
+    assert (tmp_path / "divided.golf").read_bytes() == (tmp_path / "alone.golf").read_bytes()
+    assert [outcome["report"] for outcome in outcomes] == [alone["report"]] * ranks
+    tries = alone["report"]["encodings"]
+    assert all(len(outcome["quantized"]) == tries * len(set(outcome["quantized"])) for outcome in outcomes)
+    shares = [name for outcome in outcomes for name in set(outcome["quantized"])]
+    assert sorted(shares) == sorted(matrix_inputs(CONFIG))
+
+
+@pytest.mark.parametrize(("ranks", "most"), [(1, 4096), (2, 2048), (3, 2048), (8, 2048)])
+def test_no_rank_gets_more_columns_than_it_must(ranks: int, most: int):
+    columns = {"qo": 512, "kv": 512, "up": 512, "down": 2048, "embedding": 512}
+    owners = share_out(columns, ranks)
+    loads = [sum(columns[name] for name, owner in owners.items() if owner == rank) for rank in range(ranks)]
+    assert max(loads) == most and sum(loads) == 4096
+    assert loads.count(0) == max(0, ranks - len(columns))

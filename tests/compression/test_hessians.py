@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
+from ranks import start_ranks
 from small_gpt import CONFIG, packed_batch, small_gpt, spawned_rank
 
 from golf_lightning.compression.hessians import HessianRecorder, collect_hessians, site_widths
@@ -103,7 +103,7 @@ def test_calibration_leaves_the_model_untouched(model, batches):
 
 
 def test_two_ranks_get_the_sum_of_both(tmp_path: Path):
-    mp.spawn(spawned_rank, args=("sum", str(tmp_path)), nprocs=2)
+    start_ranks(spawned_rank, ("sum", str(tmp_path)), 2)
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     wanted = collect_hessians(small_gpt(), [packed_batch(seed) for seed in range(4)], count=4).hessians
     for site, hessian in wanted.items():
@@ -112,5 +112,5 @@ def test_two_ranks_get_the_sum_of_both(tmp_path: Path):
 
 
 def test_a_rank_without_batches_still_takes_part(tmp_path: Path):
-    mp.spawn(spawned_rank, args=("uneven", str(tmp_path)), nprocs=2)
+    start_ranks(spawned_rank, ("uneven", str(tmp_path)), 2)
     assert [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)] == [57, 57]

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
+from ranks import start_ranks
 from small_gpt import CONFIG, packed_batch, small_gpt, spawned_rank
 
 from golf_lightning.compression.hessians import collect_hessians
@@ -78,7 +78,7 @@ def test_it_works_where_gradients_are_off(model, batches):
 
 
 def test_two_ranks_find_what_one_finds(tmp_path: Path):
-    mp.spawn(spawned_rank, args=("sensitivities", str(tmp_path)), nprocs=2)
+    start_ranks(spawned_rank, ("sensitivities", str(tmp_path)), 2)
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     model = small_gpt()
     batches = [packed_batch(seed) for seed in range(4)]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from ranks import start_ranks
 from ttt_cases import LENGTHS, score, small_config, small_gpt, small_split
 
 from golf_lightning.__main__ import end_process
@@ -47,7 +47,7 @@ def share_of(rank, world_size, folder, kind):
 
 
 def on_ranks(world_size, folder, kind):
-    mp.spawn(share_of, args=(world_size, str(folder), kind), nprocs=world_size)
+    start_ranks(share_of, (world_size, str(folder), kind), world_size)
     paths = (Path(folder) / f"{rank}.pt" for rank in range(world_size))
     return [torch.load(path, weights_only=True) for path in paths if path.exists()]
 

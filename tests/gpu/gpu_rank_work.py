@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from life_work import long_work
 from ranks import EXACT, gradients, parameters
 from torch import nn
 
@@ -30,7 +31,8 @@ def _rank(rank: int, folder: str) -> None:
     torch.cuda.set_device(device)
     store = f"file://{folder}/store"
     dist.init_process_group("nccl", init_method=store, rank=rank, world_size=2, device_id=device)
-    torch.save({"exact": exact(rank), "default": default(rank)}, f"{folder}/{rank}.pt")
+    result = {"exact": exact(rank), "default": default(rank), "long work": long_work(rank, "cuda")}
+    torch.save(result, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
     end_process(0)
 

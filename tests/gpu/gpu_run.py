@@ -10,7 +10,7 @@ GPT = {
 }  # fmt: skip
 
 
-def write_gpu_recipe(folder: Path, data: Path, devices: int, **sections: dict[str, Any]) -> Path:
+def write_gpu_recipe(folder: Path, prepared: Path, devices: int, **sections: dict[str, Any]) -> Path:
     """A recipe that only trains."""
     settings: dict[str, Any] = {
         "trainer": {"accelerator": "gpu", "devices": devices, "max_steps": 16, "limit_val_batches": 0},
@@ -21,4 +21,4 @@ def write_gpu_recipe(folder: Path, data: Path, devices: int, **sections: dict[st
         "gptq": {"at_train_end": False},
         "ttt": {"enabled": False},
     }
-    return write_recipe(folder, data, **settings | sections)
+    return write_recipe(folder, prepared, **settings | sections)

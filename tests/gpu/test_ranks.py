@@ -42,3 +42,8 @@ def test_resume_is_bit_identical(two: list[dict[str, Any]]) -> None:
 
 def test_both_agree_on_clock_and_signal(two: list[dict[str, Any]]) -> None:
     assert two[0]["default"]["agreed"] == two[1]["default"]["agreed"] == [(1.0, 0), (2.0, 0), (3.0, 15), (4.0, 0)]
+
+
+def test_waiting_for_long_work_of_the_other_is_no_hang(two: list[dict[str, Any]]) -> None:
+    """Rank 1 reads a result from its GPU that NCCL delivers long after the watch's patience."""
+    assert two[0]["long work"] == two[1]["long work"] == [1.0, 2.0]

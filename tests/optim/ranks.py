@@ -1,6 +1,7 @@
 """Parameters, gradients and gloo processes for the tests of the optimizer."""
 
 import dataclasses
+import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,9 +45,18 @@ def set_gradients(named: dict[str, nn.Parameter], values: dict[str, torch.Tensor
         parameter.grad = values[name].clone()
 
 
+def start_ranks(function: Callable[..., None], arguments: tuple[Any, ...], count: int) -> None:
+    """Run ``function(rank, *arguments)`` in ``count`` processes of their own, and wait for all.
+
+    They are forked from a process that has imported what takes seconds, once for all tests, and done nothing else.
+    """
+    multiprocessing.set_forkserver_preload(["golf_lightning.cli"])
+    mp.start_processes(function, arguments, count, start_method="forkserver")
+
+
 def run_on_ranks(work: Callable[[int], Any], world_size: int, folder: Path) -> list[Any]:
     """What ``work(rank)`` returned on each of ``world_size`` real gloo processes."""
-    mp.spawn(_rank, args=(work, world_size, str(folder)), nprocs=world_size)
+    start_ranks(_rank, (work, world_size, str(folder)), world_size)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world_size)]
 
 

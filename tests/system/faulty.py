@@ -1,6 +1,6 @@
-"""A run in which a chosen rank fails in a chosen way at the end of step 3.
+"""A run in which a chosen rank fails in a chosen way, when its step 4 or another stage begins.
 
-usage: python faulty.py WAY RANK [arguments of golf_lightning, the last a recipe]
+usage: python faulty.py "WAY [in STAGE]" RANK [arguments of golf_lightning, the last a recipe]
 
 The time of the failure goes to ``failed_at`` beside the recipe.
 """
@@ -16,8 +16,11 @@ from typing import Any
 
 import torch
 
+from callbacks import compile_warmup
 from callbacks.console import Console
+from golf_lightning import stages
 from golf_lightning.__main__ import end_process, main
+from golf_lightning.compression import export
 from golf_lightning.errors import GolfError
 from golf_lightning.module import GolfModule
 
@@ -45,28 +48,42 @@ def drift(module: GolfModule) -> None:
     weight.copy_(torch.nextafter(weight, torch.full_like(weight, 9.0)))
 
 
-WAYS: dict[str, Callable[[GolfModule], None]] = {
+WAYS: dict[str, Callable[[Any], None]] = {
     "bad shard": bad_shard,
     "out of memory": out_of_memory,
     "hangs": hang_here,
     "freezes": freeze,
     "exits": lambda module: os._exit(7),
     "is killed": lambda module: os.kill(os.getpid(), signal.SIGKILL),
+    "is stopped": lambda module: os.kill(os.getpid(), signal.SIGSTOP),
     "drifts": drift,
 }
 
 
-def arm(way: str, rank: int) -> None:
-    """Let the rank fail when its step 4 begins."""
-    original = Console.on_train_batch_start
+STAGES: dict[str, tuple[Any, str]] = {
+    "warm-up": (compile_warmup, "warm_up"),
+    "training": (Console, "on_train_batch_start"),
+    "validation": (GolfModule, "validation_step"),
+    "calibration": (export, "collect_hessians"),
+    "scoring": (stages, "score_documents"),
+}
+"""A function that each stage begins with."""
 
-    def fail(callback: Any, trainer: Any, module: GolfModule, *arguments: Any) -> None:
-        if trainer.global_step == 3 and trainer.global_rank == rank:
+
+def arm(fault: str, rank: int) -> None:
+    """Let the rank fail when it comes to the stage, in training at the fourth step."""
+    way, _, stage = fault.partition(" in ")
+    owner, name = STAGES[stage or "training"]
+    original = getattr(owner, name)
+
+    def fail(*arguments: Any, **named: Any) -> Any:
+        begun = bool(stage) or arguments[1].global_step == 3
+        if begun and int(os.environ.get("LOCAL_RANK", 0)) == rank:
             Path(sys.argv[-1]).with_name("failed_at").write_text(str(time.monotonic()))
-            WAYS[way](module)
-        original(callback, trainer, module, *arguments)
+            WAYS[way](next((value for value in arguments if isinstance(value, GolfModule)), None))
+        return original(*arguments, **named)
 
-    Console.on_train_batch_start = fail  # type: ignore[method-assign]
+    setattr(owner, name, fail)
 
 
 if __name__ == "__main__":
