@@ -74,8 +74,8 @@ def attention_branch(n_TD: Tensor, layer: LayerWeights, run: Pass, adapters: Lay
     qkv_TC = F.linear(n_TD, layer.qkv)
     adapted = adapters.q is not None or adapters.k is not None or adapters.v is not None
     if serves_heads(run.kernels, run.head_dim, run.cos_TR.shape[1]) and not adapted:
-        q, k, v = prepare_heads(qkv_TC, run.cos_TR, run.sin_TR, layer.q_gain, run.cu_seqlens, run.head_dim)
-        y_THK = exclude_self_fused(run.attend(q, k, v, False), v, run.cu_seqlens, exclude=run.xsa)
+        q, k, v, v_again = prepare_heads(qkv_TC, run.cos_TR, run.sin_TR, layer.q_gain, run.cu_seqlens, run.head_dim)
+        y_THK = exclude_self_fused(run.attend(q, k, v, False), v_again, run.cu_seqlens, exclude=run.xsa)
     else:
         y_THK = _attention(n_TD, qkv_TC, layer, run, adapters)
     y_TD = y_THK.flatten(-2)
