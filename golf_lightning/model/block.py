@@ -80,8 +80,8 @@ def attention_branch(n_TD: Tensor, layer: LayerWeights, run: Pass, adapters: Lay
     if adapters.qkv is not None:
         qkv_TC = adapters.qkv(qkv_TC, n_TD, None)
     if serves_heads(run.kernels, run.head_dim, run.cos_TR.shape[1]):
-        q, k, v = prepare_heads(qkv_TC, run.cos_TR, run.sin_TR, layer.q_gain, run.cu_seqlens, run.head_dim)
-        y_THK = exclude_self_fused(run.attend(q, k, v, False), v, run.cu_seqlens, exclude=run.xsa)
+        q, k, v, v_again = prepare_heads(qkv_TC, run.cos_TR, run.sin_TR, layer.q_gain, run.cu_seqlens, run.head_dim)
+        y_THK = exclude_self_fused(run.attend(q, k, v, False), v_again, run.cu_seqlens, exclude=run.xsa)
     else:
         y_THK = _attention(qkv_TC, layer, run)
     y_TD, n_TD = run.wanted(y_THK.flatten(-2)), run.wanted(n_TD)

@@ -127,7 +127,7 @@ def test_fused_head_preparation_has_the_values_and_gradients_of_the_formula(rope
     q, k = rotate(rms_norm(q), cos, sin) * gain[:, None], rotate(rms_norm(k), cos, sin)
     weights = [torch.randn_like(x) for x in found]
     gradients = []
-    for outputs in (found, (q, k, v)):
+    for outputs in (found, (q, k, v, v)):
         total = sum((x * w)[:5].sum() for x, w in zip(outputs, weights, strict=True))
         gradients.append((*(x[:5] for x in outputs), *torch.autograd.grad(total, (qkv, gain))))
     torch.testing.assert_close(*gradients)
@@ -136,9 +136,9 @@ def test_fused_head_preparation_has_the_values_and_gradients_of_the_formula(rope
 def test_padding_rows_of_heads_are_zero_even_where_attention_leaves_nothing_sensible() -> None:
     qkv, cos, sin, gain = head_inputs(4)
     qkv = qkv.detach().index_fill(0, torch.tensor([5]), torch.nan).requires_grad_()
-    q, k, v = prepare_heads(qkv, cos, sin, gain, BOUNDS, 8)
+    q, k, v, v_again = prepare_heads(qkv, cos, sin, gain, BOUNDS, 8)
     y = (q + k.repeat(1, 2, 1)).index_fill(0, torch.tensor([5]), torch.nan)
-    out = exclude_self(y, v, BOUNDS, exclude=True)
+    out = exclude_self(y, v_again, BOUNDS, exclude=True)
     assert not any(x[5].any() for x in (q, k, v, out))
     (gradient,) = torch.autograd.grad(out.sum(), qkv)
     assert gradient.isfinite().all() and not gradient[5].any() and gradient[:5].any()
@@ -185,7 +185,7 @@ def test_operators_are_declared_correctly() -> None:
     qkv, cos, sin, gain = (tensor.detach().float() for tensor in head_inputs(4))
     q, k, v = prepare_op(qkv, cos, sin, gain, BOUNDS, 8)
     torch.library.opcheck(prepare_op, (qkv, cos, sin, gain, BOUNDS, 8))
-    torch.library.opcheck(prepare_backward_op, (q, k, v, qkv, cos, sin, gain, BOUNDS))
+    torch.library.opcheck(prepare_backward_op, (q, k, v, v + 1, qkv, cos, sin, gain, BOUNDS))
     torch.library.opcheck(exclude_op, (q, v, BOUNDS, True))
     torch.library.opcheck(exclude_backward_op, (q, q, v, BOUNDS, True))
     mix = torch.randn(2, 3)
@@ -241,8 +241,9 @@ for tokens, used, rope_dims, query_heads, kv_heads in ((21, 19, 4, 6, 3), (8, 8,
     found = triton_heads.launch_prepare(qkv, cos, sin, gain, cu_seqlens, 8, heads.NORM_EPS)
     torch.testing.assert_close(found, (q, k, v))
     dq, dk, dv = (torch.randn_like(x) for x in (q, k, v))
-    dqkv, parts = triton_heads.launch_prepare_backward(dq, dk, dv, qkv, cos, sin, gain, cu_seqlens, heads.NORM_EPS, 8)
-    expected = heads.prepare_backward_op(dq, dk, dv, qkv, cos, sin, gain, cu_seqlens)
+    given = (dq, dk, dv, torch.randn_like(v), qkv, cos, sin, gain, cu_seqlens)
+    dqkv, parts = triton_heads.launch_prepare_backward(*given, heads.NORM_EPS, 8)
+    expected = heads.prepare_backward_op(*given)
     torch.testing.assert_close((dqkv, parts.sum(0)), (expected[0], expected[1].sum(0)))
     for exclude in (True, False):
         found = triton_heads.launch_exclude(dq, v, cu_seqlens, exclude, 1e-12)
