@@ -11,7 +11,7 @@ from torch import Tensor
 from golf_lightning.kernels.backend import KernelBackend
 from golf_lightning.kernels.heads import NORM_EPS, prepare_heads, serves_heads
 from golf_lightning.kernels.heads import exclude_self as exclude_self_fused
-from golf_lightning.kernels.mixing import mix_and_normalize
+from golf_lightning.kernels.mixing import Blend, Stream, Wanted, mix
 from golf_lightning.kernels.mlp import mlp, product
 from golf_lightning.model.injection import Attend, LayerAdapters, Recorder
 from golf_lightning.model.rotary import rotate
@@ -67,9 +67,14 @@ def rms_norm(x: Tensor) -> Tensor:
     return F.rms_norm(x, (x.shape[-1],), eps=NORM_EPS)
 
 
-def enter(x_TD: Tensor, layer: LayerWeights, run: Pass) -> tuple[Tensor, Tensor]:
-    """The residual stream re-anchored at the embedding, and its norm divided by the root of the layer's number."""
-    return mix_and_normalize(x_TD, run.x0_TD, layer.mix, (layer.index + 1) ** -0.5, backend=run.kernels)
+def entry(x: Stream, layer: LayerWeights, run: Pass) -> Blend:
+    """The residual stream re-anchored at the embedding."""
+    return Blend(((layer.mix[0], x), (layer.mix[1], run.x0_TD)))
+
+
+def shrink(layer: LayerWeights) -> float:
+    """What a layer's norms are multiplied by: one over the root of its number."""
+    return float((layer.index + 1) ** -0.5)
 
 
 def attention_branch(n_TD: Tensor, layer: LayerWeights, run: Pass, adapters: LayerAdapters) -> Tensor:
@@ -111,9 +116,8 @@ def exclude_self(y_THK: Tensor, v_TGK: Tensor) -> Tensor:
     return (y_TGhK - along_TGh1 * unit_TG1K).flatten(1, 2)
 
 
-def mlp_branch(x_TD: Tensor, layer: LayerWeights, run: Pass, adapters: LayerAdapters) -> Tensor:
-    """The scaled MLP output for the residual stream ``x``, ``[T, D]``."""
-    n_TD = rms_norm(x_TD) * (layer.index + 1) ** -0.5
+def mlp_branch(n_TD: Tensor, layer: LayerWeights, run: Pass, adapters: LayerAdapters) -> Tensor:
+    """The scaled MLP output for the normalized input ``n``, ``[T, D]``."""
     observe = None
     if (recorder := run.recorder) is not None:
         recorder(f"up.{layer.index}", n_TD)
@@ -125,11 +129,13 @@ def mlp_branch(x_TD: Tensor, layer: LayerWeights, run: Pass, adapters: LayerAdap
     return out_TD if adapters.mlp is None else adapters.mlp(out_TD, n_TD, layer.mlp_scale)
 
 
-def serial_block(x_TD: Tensor, layer: LayerWeights, run: Pass, adapters: LayerAdapters) -> Tensor:
+def serial_block(x: Stream, layer: LayerWeights, run: Pass, adapters: LayerAdapters) -> Tensor:
     """Attention, then the MLP on its result."""
-    u_TD, n_TD = enter(x_TD, layer, run)
-    x_TD = run.wanted(u_TD) + attention_branch(n_TD, layer, run, adapters)
-    return x_TD + mlp_branch(x_TD, layer, run, adapters)
+    u_TD, n_TD = mix([Wanted(entry(x, layer, run), True, shrink(layer))], backend=run.kernels)
+    branch_TD = attention_branch(n_TD, layer, run, adapters)
+    joined = Blend(((1.0, run.wanted(u_TD)), (1.0, branch_TD)))
+    x_TD, n_TD = mix([Wanted(joined, True, shrink(layer))], backend=run.kernels)
+    return x_TD + mlp_branch(n_TD, layer, run, adapters)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,22 +148,22 @@ class LaneWeights:
 
 
 def parallel_block(
-    lanes: tuple[Tensor, Tensor], layer: LayerWeights, run: Pass, adapters: LayerAdapters, lane: LaneWeights | None
-) -> tuple[Tensor, Tensor]:
+    lanes: tuple[Stream, Stream], layer: LayerWeights, run: Pass, adapters: LayerAdapters, lane: LaneWeights | None
+) -> tuple[Blend, Blend]:
     """Attention reads lane 0, the MLP reads lane 1, at the same time.
 
     With ``lane`` the outputs are routed to both lanes (record #1530 v2); without, each stays on its own (PR #1536).
     """
-    lane0_TD, lane1_TD = lanes
-    u_TD, n_TD = enter(lane0_TD, layer, run)
-    lane0_TD, lane1_TD, u_TD = run.wanted(lane0_TD), run.wanted(lane1_TD), run.wanted(u_TD)
+    entered, scale = entry(lanes[0], layer, run), shrink(layer)
+    first = [Wanted(entered, True, scale)] if lane is None else [Wanted(lanes[0], True), Wanted(entered, False, scale)]
+    lane0_TD, n_TD, lane1_TD, m_TD = mix([*first, Wanted(lanes[1], True, scale)], backend=run.kernels)
+    lane0_TD, lane1_TD, m_TD = run.wanted(lane0_TD), run.wanted(lane1_TD), run.wanted(m_TD)
     attn_TD = attention_branch(n_TD, layer, run, adapters)
-    mlp_TD = mlp_branch(lane1_TD, layer, run, adapters)
+    mlp_TD = mlp_branch(m_TD, layer, run, adapters)
     if lane is None:
-        return u_TD + attn_TD, lane1_TD + mlp_TD
-    joined = [
-        residual * x + attn * attn_TD + mlp * mlp_TD
-        for x, residual, attn, mlp in zip((lane0_TD, lane1_TD), lane.residual, lane.attn, lane.mlp, strict=True)
-    ]
-    lane0_TD, lane1_TD = joined
-    return lane0_TD, lane1_TD
+        return Blend(((1.0, lane0_TD), (1.0, attn_TD))), Blend(((1.0, lane1_TD), (1.0, mlp_TD)))
+    lane0, lane1 = (
+        Blend(((residual, x_TD), (attn, attn_TD), (mlp, mlp_TD)))
+        for x_TD, residual, attn, mlp in zip((lane0_TD, lane1_TD), lane.residual, lane.attn, lane.mlp, strict=True)
+    )
+    return lane0, lane1

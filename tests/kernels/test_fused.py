@@ -26,7 +26,7 @@ from golf_lightning.kernels.heads import (
     prepare_heads,
     prepare_op,
 )
-from golf_lightning.kernels.mixing import mix_and_normalize, mix_backward_op, mix_op
+from golf_lightning.kernels.mixing import Blend, Wanted, mix, mix_backward_op, mix_op
 from golf_lightning.kernels.mlp import hidden_and_slope, mlp, product, product_op, sloped_product
 from golf_lightning.model.block import exclude_self as plain_exclude_self
 from golf_lightning.model.block import rms_norm
@@ -160,14 +160,51 @@ def test_no_exclusion_passes_attention_through() -> None:
     assert torch.equal(out[:5], y[:5]) and dy.sum() == 5 * 32 and not dv.any()
 
 
-def test_fused_mixing_has_the_values_and_gradients_of_the_formula() -> None:
-    inputs = random(6, 5), random(6, 5), random(2, 5)
-    weights = torch.randn(2, 6, 5, dtype=torch.float64)
+# Streams and weights of 5 columns; a layer's entry, one with a skip, two lanes, and the same stream twice.
+def entry(x: list[Tensor], w: Tensor) -> list[Wanted]:
+    return [Wanted(Blend(((w[0], x[0]), (w[1], x[1]))), True, 0.7)]
+
+
+def entry_after_skip(x: list[Tensor], w: Tensor) -> list[Wanted]:
+    gated = Blend(((w[0], x[0]), (1 - w[0], Blend(((w[1], x[2]),)))))
+    return [Wanted(Blend(((w[2], gated), (w[3], x[1]))), True, 0.7)]
+
+
+def two_lanes(x: list[Tensor], w: Tensor) -> list[Wanted]:
+    joined = [Blend(((w[n, 0], x[n]), (w[n, 1], x[2]), (w[n, 2], x[3]))) for n in range(2)]
+    gated = Blend(((w[2], joined[0]), (w[3], x[4])))
+    entered = Blend(((w[4], gated), (w[5], x[5])))
+    return [Wanted(gated, True), Wanted(entered, False, 0.7), Wanted(joined[1], True, 0.3)]
+
+
+def tensors(x: list[Tensor], w: Tensor) -> list[Wanted]:
+    return [Wanted(x[0], True), Wanted(Blend(((0.5, x[0]), (w[0], x[0]))), False, 0.6), Wanted(x[1], True, 0.3)]
+
+
+MIXTURES = pytest.mark.parametrize("mixture", [entry, entry_after_skip, two_lanes, tensors])
+
+
+@MIXTURES
+def test_fused_mixing_has_the_values_and_gradients_of_the_formula(mixture: Any) -> None:
+    inputs = [random(6, 5) for _ in range(6)] + [random(6, 5)]
     results = []
     for backend in ("triton", "reference"):
-        u, n = mix_and_normalize(*inputs, 0.7, backend=backend)
-        results.append((u, n, *torch.autograd.grad((u * weights[0] + n * weights[1]).sum(), inputs)))
+        found = mix(mixture(inputs[:6], inputs[6]), backend=backend)
+        total = sum((x * (n + x.detach().cos())).sum() for n, x in enumerate(found))
+        results.append((*found, *torch.autograd.grad(total, inputs, materialize_grads=True)))
     torch.testing.assert_close(*results)
+
+
+# The tracer of torch 2.13 warns about itself.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_fused_mixing_compiles_into_one_graph() -> None:
+    def loss(*inputs: Tensor) -> Tensor:
+        found = mix(two_lanes(list(inputs[:6]), inputs[6]), backend="triton")
+        return sum((x * (n + 2)).sin().sum() for n, x in enumerate(found))  # type: ignore[return-value]
+
+    inputs = [random(6, 5) for _ in range(7)]
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(*(torch.autograd.grad(f(*inputs), inputs) for f in (compiled, loss)))
 
 
 def test_kept_apart_product_has_the_gradients_of_a_product() -> None:
@@ -188,9 +225,9 @@ def test_operators_are_declared_correctly() -> None:
     torch.library.opcheck(prepare_backward_op, (q, k, v, v + 1, qkv, cos, sin, gain, BOUNDS))
     torch.library.opcheck(exclude_op, (q, v, BOUNDS, True))
     torch.library.opcheck(exclude_backward_op, (q, q, v, BOUNDS, True))
-    mix = torch.randn(2, 3)
-    torch.library.opcheck(mix_op, (x, x + 1, mix, 0.7))
-    torch.library.opcheck(mix_backward_op, (x, x + 2, x, x + 1, mix, 0.7))
+    mixing = ([x, x + 1], torch.randn(4, 3), [3, 6], [True, False], [0.7, 0.3])
+    torch.library.opcheck(mix_op, mixing)
+    torch.library.opcheck(mix_backward_op, ([x, x + 2, x - 1], *mixing))
 
 
 # The tracer of torch 2.13 warns about itself.
@@ -222,6 +259,12 @@ from golf_lightning.kernels.mlp import hidden_and_slope, sloped_product
 from golf_lightning.model.rotary import rotary_table
 torch.manual_seed(0)
 tiles = triton_mlp.Tiles(16, 32, 16, 4, 2)
+MIXTURES = (
+    (2, [3], [True], [0.7]),
+    (3, [7], [True], [0.7]),
+    (1, [1], [False], [0.7]),
+    (6, [0b11101, 0b1100000, 0b1110], [True, False, True], [0.0, 0.7, 0.3]),
+)
 for tokens, width, units in ((50, 40, 72), (16, 16, 32), (1, 8, 8)):
     x, up, down, dout = (torch.randn(*s) for s in ((tokens, width), (units, width), (width, units), (tokens, width)))
     expected = hidden_and_slope(x, up)
@@ -253,13 +296,16 @@ for tokens, used, rope_dims, query_heads, kv_heads in ((21, 19, 4, 6, 3), (8, 8,
         expected = heads.exclude_backward_op(q, dq, v, cu_seqlens, exclude)
         torch.testing.assert_close([x[inside] for x in found], [x[inside] for x in expected])
 for tokens, width in ((9, 24), (1, 32)):
-    x, x0, du, dn = torch.randn(4, tokens, width)
-    mix = torch.randn(2, width)
-    found = triton_mixing.launch_mix(x, x0, mix, 0.7, heads.NORM_EPS)
-    torch.testing.assert_close(found, mixing.mix_op(x, x0, mix, 0.7))
-    dx, dx0, parts = triton_mixing.launch_mix_backward(du, dn, x, x0, mix, 0.7, heads.NORM_EPS, 2)
-    expected = mixing.mix_backward_op(du, dn, x, x0, mix, 0.7)
-    torch.testing.assert_close((dx, dx0, parts.sum(0)), (*expected[:2], expected[2].sum(0)), rtol=1e-4, atol=1e-5)
+    for count, uses, written, scales in MIXTURES:
+        streams, n = list(torch.randn(count, tokens, width)), sum(mask.bit_count() for mask in uses)
+        weights = torch.randn(n, width)
+        plan = (streams, weights, uses, written, scales)
+        expected = mixing.mix_op(*plan)
+        torch.testing.assert_close(triton_mixing.launch_mix(*plan, heads.NORM_EPS), expected)
+        grads = [torch.randn_like(x) for x in expected]
+        *dx, parts = triton_mixing.launch_mix_backward(grads, *plan, heads.NORM_EPS, 2)
+        *expected, whole = mixing.mix_backward_op(grads, *plan)
+        torch.testing.assert_close((*dx, parts.sum(0)), (*expected, whole.sum(0)), rtol=1e-4, atol=1e-5)
 """
 
 
