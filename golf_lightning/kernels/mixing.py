@@ -56,6 +56,19 @@ def mix(wanted: Sequence[Wanted], *, backend: KernelBackend = "reference") -> li
     return _fused(wanted) if backend == "triton" else _plain(wanted)
 
 
+def normalize(x_TD: Tensor, scale: float, *, backend: KernelBackend = "reference") -> tuple[Tensor, Tensor]:
+    """``scale`` times the root-mean-square norm of ``x``, and ``x`` to go on with.
+
+    The fused path keeps its result for the backward pass and not ``x``, which may then be added to in place, and adds
+    the two gradients of ``x`` where it reads them.
+    """
+    return _Norm.apply(x_TD, scale) if backend == "triton" else (_norm(x_TD, scale), x_TD)
+
+
+def _norm(x_TD: Tensor, scale: float) -> Tensor:
+    return F.rms_norm(x_TD, x_TD.shape[-1:], eps=NORM_EPS) * scale
+
+
 def _plain(wanted: Sequence[Wanted]) -> list[Tensor]:
     done: list[tuple[Stream, Tensor]] = []
     results = []
@@ -64,7 +77,7 @@ def _plain(wanted: Sequence[Wanted]) -> list[Tensor]:
         done.append((stream, x_TD))
         results += [x_TD] * written
         if scale:
-            results.append(F.rms_norm(x_TD, x_TD.shape[-1:], eps=NORM_EPS) * scale)
+            results.append(_norm(x_TD, scale))
     return results
 
 
@@ -282,3 +295,59 @@ class _Mix(torch.autograd.Function):
         weights, *streams = ctx.saved_tensors
         *dstreams, parts = torch.ops.golf.mix_backward(grads, streams, weights, *ctx.plan)
         return parts.sum(0).to(weights.dtype) if ctx.needs_input_grad[0] else None, None, *dstreams
+
+
+@torch.library.custom_op("golf::norm", mutates_args=())
+def norm_op(x_TD: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """``scale`` times the norm, and the inverse of each row's root mean square ``[T]``, at least float32."""
+    wide_TD = _wide(x_TD)
+    inverse_T = torch.rsqrt(wide_TD.square().mean(-1) + NORM_EPS)
+    return (wide_TD * (scale * inverse_T[:, None])).to(x_TD.dtype), inverse_T
+
+
+@norm_op.register_fake
+def _norm_shapes(x: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty(x.shape[0], dtype=torch.promote_types(x.dtype, torch.float32))
+
+
+@norm_op.register_kernel("cuda")
+def _norm_on_gpu(x: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    from golf_lightning.kernels.triton_mixing import launch_norm
+
+    return launch_norm(x.contiguous(), scale, NORM_EPS)
+
+
+@torch.library.custom_op("golf::norm_backward", mutates_args=())
+def norm_backward_op(dn_TD: Tensor, dx_TD: Tensor, n_TD: Tensor, inverse_T: Tensor, scale: float) -> Tensor:
+    """``dx`` and the gradient through the norm ``n``, added."""
+    n, g = _wide(n_TD), _wide(dn_TD)
+    through_TD = scale * g - n * ((n * g).mean(-1, keepdim=True) / scale)
+    return (dx_TD + inverse_T[:, None] * through_TD).to(dx_TD.dtype)
+
+
+@norm_backward_op.register_fake
+def _norm_backward_shape(dn: Tensor, dx: Tensor, n: Tensor, inverse: Tensor, scale: float) -> Tensor:
+    return dx.new_empty(dx.shape)
+
+
+@norm_backward_op.register_kernel("cuda")
+def _norm_backward_on_gpu(dn: Tensor, dx: Tensor, n: Tensor, inverse: Tensor, scale: float) -> Tensor:
+    from golf_lightning.kernels.triton_mixing import launch_norm_backward
+
+    return launch_norm_backward(dn.contiguous(), dx.contiguous(), n, inverse, scale)
+
+
+class _Norm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        n, inverse = torch.ops.golf.norm(x, scale)
+        ctx.save_for_backward(n, inverse)
+        ctx.scale = scale
+        # Not written to, but a result: its gradient then comes here.
+        ctx.mark_dirty(x)
+        return n, x
+
+    @staticmethod
+    def backward(ctx: Any, dn: Tensor, dx: Tensor) -> tuple[Tensor | None, ...]:
+        n, inverse = ctx.saved_tensors
+        return torch.ops.golf.norm_backward(dn, dx, n, inverse, ctx.scale), None

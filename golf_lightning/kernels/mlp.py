@@ -31,6 +31,7 @@ def mlp(
     up_MD: Tensor,
     down_DM: Tensor,
     *,
+    onto_TD: Tensor | None = None,
     observe: Callable[[Tensor], None] | None = None,
     backend: KernelBackend = "reference",
 ) -> Tensor:
@@ -40,20 +41,20 @@ def mlp(
         x_TD: normalized input.
         up_MD: expanding matrix.
         down_DM: contracting matrix.
+        onto_TD: what the result is added to, see :func:`add_product`.
         observe: called with the hidden activations ``[T, M]`` that enter ``down``, without a gradient; calibration
             uses it.
         backend: ``reference`` or ``triton``.
     """
     if backend == "triton" and observe is None:
-        return _FusedMLP.apply(x_TD, up_MD, down_DM)
-    if backend == "triton" and observe is not None and not torch.is_grad_enabled():
+        return _FusedMLP.apply(x_TD, up_MD, down_DM, onto_TD)
+    if backend == "triton" and not torch.is_grad_enabled():
         hidden_TM, _ = torch.ops.golf.mlp_hidden(x_TD, up_MD)
-        observe(hidden_TM)
-        return product(hidden_TM, down_DM, backend=backend)
-    hidden_TM = leaky_relu_squared(F.linear(x_TD, up_MD))
+    else:
+        hidden_TM = leaky_relu_squared(F.linear(x_TD, up_MD))
     if observe is not None:
         observe(hidden_TM)
-    return F.linear(hidden_TM, down_DM)
+    return add_product(onto_TD, hidden_TM, down_DM, backend=backend)
 
 
 @torch.library.custom_op("golf::mlp_hidden", mutates_args=())
@@ -115,6 +116,50 @@ def product(x_TC: Tensor, weight_OC: Tensor, *, backend: KernelBackend = "refere
     return _Product.apply(x_TC, weight_OC) if backend == "triton" else F.linear(x_TC, weight_OC)
 
 
+def add_product(
+    onto_TO: Tensor | None, x_TC: Tensor, weight_OC: Tensor, *, backend: KernelBackend = "reference"
+) -> Tensor:
+    """``onto + x weight^T``; :func:`product` alone where there is nothing to add to.
+
+    The fused path adds in place while the product writes its result: ``onto`` is gone afterwards, and must not be what
+    any gradient needs.
+    """
+    if onto_TO is None:
+        return product(x_TC, weight_OC, backend=backend)
+    return _AddProduct.apply(onto_TO, x_TC, weight_OC) if backend == "triton" else onto_TO + F.linear(x_TC, weight_OC)
+
+
+@torch.library.custom_op("golf::add_product", mutates_args=("onto_TO",))
+def add_product_op(onto_TO: Tensor, x_TC: Tensor, weight_OC: Tensor) -> None:
+    """``onto += x weight^T``."""
+    onto_TO.addmm_(x_TC, weight_OC.T)
+
+
+@add_product_op.register_fake
+def _add_nothing(onto: Tensor, x: Tensor, weight: Tensor) -> None:
+    pass
+
+
+class _AddProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, onto_TO: Tensor, x_TC: Tensor, weight_OC: Tensor) -> Tensor:
+        ctx.save_for_backward(x_TC, weight_OC)
+        torch.ops.golf.add_product(onto_TO, x_TC, weight_OC)
+        ctx.mark_dirty(onto_TO)
+        return onto_TO
+
+    @staticmethod
+    def backward(ctx: Any, dout_TO: Tensor) -> tuple[Tensor | None, ...]:
+        return dout_TO, *_product_gradients(ctx, dout_TO, 1)
+
+
+def _product_gradients(ctx: Any, dout_TO: Tensor, first: int) -> tuple[Tensor | None, Tensor | None]:
+    x_TC, weight_OC = ctx.saved_tensors
+    dx_TC = dout_TO @ weight_OC if ctx.needs_input_grad[first] else None
+    dweight_OC = dout_TO.T @ x_TC if ctx.needs_input_grad[first + 1] else None
+    return dx_TC, dweight_OC
+
+
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_TC: Tensor, weight_OC: Tensor) -> Tensor:
@@ -124,19 +169,20 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dout_TO: Tensor) -> tuple[Tensor | None, ...]:
-        x_TC, weight_OC = ctx.saved_tensors
-        dx_TC = dout_TO @ weight_OC if ctx.needs_input_grad[0] else None
-        dweight_OC = dout_TO.T @ x_TC if ctx.needs_input_grad[1] else None
-        return dx_TC, dweight_OC
+        return _product_gradients(ctx, dout_TO, 0)
 
 
 class _FusedMLP(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_TD: Tensor, up_MD: Tensor, down_DM: Tensor) -> Tensor:
+    def forward(ctx: Any, x_TD: Tensor, up_MD: Tensor, down_DM: Tensor, onto_TD: Tensor | None) -> Tensor:
         hidden_TM, slope_TM = torch.ops.golf.mlp_hidden(x_TD, up_MD)
         ctx.save_for_backward(x_TD, up_MD, down_DM, hidden_TM, slope_TM)
-        out_TD: Tensor = torch.ops.golf.product(hidden_TM, down_DM)
-        return out_TD
+        if onto_TD is None:
+            out_TD: Tensor = torch.ops.golf.product(hidden_TM, down_DM)
+            return out_TD
+        torch.ops.golf.add_product(onto_TD, hidden_TM, down_DM)
+        ctx.mark_dirty(onto_TD)
+        return onto_TD
 
     @staticmethod
     def backward(ctx: Any, dout_TD: Tensor) -> tuple[Tensor | None, ...]:
@@ -145,4 +191,4 @@ class _FusedMLP(torch.autograd.Function):
         dx_TD = dz_TM @ up_MD if ctx.needs_input_grad[0] else None
         dup_MD = dz_TM.T @ x_TD if ctx.needs_input_grad[1] else None
         ddown_DM = dout_TD.T @ hidden_TM if ctx.needs_input_grad[2] else None
-        return dx_TD, dup_MD, ddown_DM
+        return dx_TD, dup_MD, ddown_DM, dout_TD if ctx.needs_input_grad[3] else None

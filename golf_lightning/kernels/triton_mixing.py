@@ -135,6 +135,37 @@ def _mix_backward_kernel(
         tl.store(to, tl.sum(parts[n], 0), mask=column < WIDTH)
 
 
+@triton.jit
+def _norm_kernel(
+    x_ptr, n_ptr, inverse_ptr, tokens, scale, eps, WIDTH: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr
+):
+    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    column = tl.arange(0, PADDED)[None, :]
+    inside = (row < tokens)[:, None] & (column < WIDTH)
+    at = row[:, None] * WIDTH + column
+    x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    inverse = tl.rsqrt(tl.sum(x * x, 1) / WIDTH + eps)
+    tl.store(inverse_ptr + row, inverse, mask=row < tokens)
+    tl.store(n_ptr + at, (x * (scale * inverse[:, None])).to(n_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _norm_backward_kernel(
+    dn_ptr, dx_ptr, n_ptr, inverse_ptr, out_ptr, tokens, scale,
+    WIDTH: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    column = tl.arange(0, PADDED)[None, :]
+    inside = (row < tokens)[:, None] & (column < WIDTH)
+    at = row[:, None] * WIDTH + column
+    n = tl.load(n_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    g = tl.load(dn_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    dx = tl.load(dx_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    inverse = tl.load(inverse_ptr + row, mask=row < tokens, other=0.0)[:, None]
+    along = tl.sum(n * g, 1)[:, None] / (WIDTH * scale)
+    tl.store(out_ptr + at, (dx + inverse * (scale * g - n * along)).to(out_ptr.dtype.element_ty), mask=inside)
+
+
 def launch_mix(
     streams: Sequence[Tensor], weights_ND: Tensor, uses: Sequence[int], written: Sequence[bool],
     scales: Sequence[float], eps: float,
@@ -168,3 +199,26 @@ def launch_mix_backward(
             PROGRAMS=programs, WIDTH=width, PADDED=triton.next_power_of_2(width), ROWS=rows or 4, num_warps=warps or 2,
         )  # fmt: skip
     return [*dstreams, parts]
+
+
+def launch_norm(x_TD: Tensor, scale: float, eps: float) -> tuple[Tensor, Tensor]:
+    """Norm and inverse root mean square; see the facade."""
+    tokens, width = x_TD.shape
+    n, inverse = torch.empty_like(x_TD), torch.empty(tokens, dtype=torch.float32, device=x_TD.device)
+    if tokens:
+        _norm_kernel[(triton.cdiv(tokens, 4),)](
+            x_TD, n, inverse, tokens, scale, eps, WIDTH=width, PADDED=triton.next_power_of_2(width), ROWS=4
+        )
+    return n, inverse
+
+
+def launch_norm_backward(dn_TD: Tensor, dx_TD: Tensor, n_TD: Tensor, inverse_T: Tensor, scale: float) -> Tensor:
+    """Both gradients of what was normalized, added; see the facade."""
+    tokens, width = n_TD.shape
+    out = torch.empty_like(n_TD)
+    if tokens:
+        _norm_backward_kernel[(triton.cdiv(tokens, 4),)](
+            dn_TD, dx_TD, n_TD, inverse_T, out, tokens, scale,
+            WIDTH=width, PADDED=triton.next_power_of_2(width), ROWS=4,
+        )  # fmt: skip
+    return out

@@ -11,8 +11,8 @@ from torch import Tensor
 from golf_lightning.kernels.backend import KernelBackend
 from golf_lightning.kernels.heads import NORM_EPS, prepare_heads, serves_heads
 from golf_lightning.kernels.heads import exclude_self as exclude_self_fused
-from golf_lightning.kernels.mixing import Blend, Stream, Wanted, mix
-from golf_lightning.kernels.mlp import mlp, product
+from golf_lightning.kernels.mixing import Blend, Stream, Wanted, mix, normalize
+from golf_lightning.kernels.mlp import add_product, mlp
 from golf_lightning.model.injection import Attend, LayerAdapters, Recorder
 from golf_lightning.model.rotary import rotate
 
@@ -77,8 +77,10 @@ def shrink(layer: LayerWeights) -> float:
     return float((layer.index + 1) ** -0.5)
 
 
-def attention_branch(n_TD: Tensor, layer: LayerWeights, run: Pass, adapters: LayerAdapters) -> Tensor:
-    """The scaled attention output ``[T, D]`` for the normalized input ``n``."""
+def attention_branch(
+    n_TD: Tensor, layer: LayerWeights, run: Pass, adapters: LayerAdapters, onto_TD: Tensor | None = None
+) -> Tensor:
+    """The scaled attention output ``[T, D]`` for the normalized input ``n``, added to ``onto``, which it may use up."""
     if run.recorder is not None:
         run.recorder(f"qkv.{layer.index}", n_TD)
     qkv_TC = F.linear(n_TD, layer.qkv)
@@ -92,7 +94,7 @@ def attention_branch(n_TD: Tensor, layer: LayerWeights, run: Pass, adapters: Lay
     y_TD, n_TD = run.wanted(y_THK.flatten(-2)), run.wanted(n_TD)
     if run.recorder is not None:
         run.recorder(f"o.{layer.index}", y_TD)
-    out_TD = product(y_TD, layer.o, backend=run.kernels)
+    out_TD = add_product(onto_TD, y_TD, layer.o, backend=run.kernels)
     return out_TD if adapters.attn is None else adapters.attn(out_TD, n_TD, layer.attn_scale)
 
 
@@ -116,8 +118,10 @@ def exclude_self(y_THK: Tensor, v_TGK: Tensor) -> Tensor:
     return (y_TGhK - along_TGh1 * unit_TG1K).flatten(1, 2)
 
 
-def mlp_branch(n_TD: Tensor, layer: LayerWeights, run: Pass, adapters: LayerAdapters) -> Tensor:
-    """The scaled MLP output for the normalized input ``n``, ``[T, D]``."""
+def mlp_branch(
+    n_TD: Tensor, layer: LayerWeights, run: Pass, adapters: LayerAdapters, onto_TD: Tensor | None = None
+) -> Tensor:
+    """The scaled MLP output ``[T, D]`` for the normalized input ``n``, added to ``onto``, which it may use up."""
     observe = None
     if (recorder := run.recorder) is not None:
         recorder(f"up.{layer.index}", n_TD)
@@ -125,17 +129,16 @@ def mlp_branch(n_TD: Tensor, layer: LayerWeights, run: Pass, adapters: LayerAdap
         def observe(hidden: Tensor) -> None:
             recorder(f"down.{layer.index}", hidden)
 
-    out_TD = mlp(n_TD, layer.up, layer.down, observe=observe, backend=run.kernels)
+    out_TD = mlp(n_TD, layer.up, layer.down, onto_TD=onto_TD, observe=observe, backend=run.kernels)
     return out_TD if adapters.mlp is None else adapters.mlp(out_TD, n_TD, layer.mlp_scale)
 
 
 def serial_block(x: Stream, layer: LayerWeights, run: Pass, adapters: LayerAdapters) -> Tensor:
     """Attention, then the MLP on its result."""
     u_TD, n_TD = mix([Wanted(entry(x, layer, run), True, shrink(layer))], backend=run.kernels)
-    branch_TD = attention_branch(n_TD, layer, run, adapters)
-    joined = Blend(((1.0, run.wanted(u_TD)), (1.0, branch_TD)))
-    x_TD, n_TD = mix([Wanted(joined, True, shrink(layer))], backend=run.kernels)
-    return x_TD + mlp_branch(n_TD, layer, run, adapters)
+    x_TD = attention_branch(n_TD, layer, run, adapters, run.wanted(u_TD))
+    n_TD, x_TD = normalize(x_TD, shrink(layer), backend=run.kernels)
+    return mlp_branch(n_TD, layer, run, adapters, x_TD)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._inductor.utils import run_fw_bw_and_get_code
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from golf_lightning.errors import GolfError
@@ -26,8 +27,25 @@ from golf_lightning.kernels.heads import (
     prepare_heads,
     prepare_op,
 )
-from golf_lightning.kernels.mixing import Blend, Wanted, mix, mix_backward_op, mix_op
-from golf_lightning.kernels.mlp import hidden_and_slope, mlp, product, product_op, sloped_product
+from golf_lightning.kernels.mixing import (
+    Blend,
+    Wanted,
+    mix,
+    mix_backward_op,
+    mix_op,
+    norm_backward_op,
+    norm_op,
+    normalize,
+)
+from golf_lightning.kernels.mlp import (
+    add_product,
+    add_product_op,
+    hidden_and_slope,
+    mlp,
+    product,
+    product_op,
+    sloped_product,
+)
 from golf_lightning.model.block import exclude_self as plain_exclude_self
 from golf_lightning.model.block import rms_norm
 from golf_lightning.model.rotary import rotary_table, rotate
@@ -211,6 +229,37 @@ def test_kept_apart_product_has_the_gradients_of_a_product() -> None:
     assert torch.autograd.gradcheck(lambda *x: product(*x, backend="triton"), (random(4, 3), random(5, 3)))
 
 
+def residual_layer(x: Tensor, o: Tensor, up: Tensor, down: Tensor, backend: Any) -> Tensor:
+    y = add_product(x * 2, x.tanh(), o, backend=backend)
+    n, y = normalize(y, 0.7, backend=backend)
+    return mlp(n, up, down, onto_TD=y, backend=backend)
+
+
+def test_products_added_in_place_have_the_value_and_gradients_of_the_formula() -> None:
+    inputs = random(6, 3), random(3, 3), random(7, 3), random(3, 7)
+    weight = torch.randn(6, 3, dtype=torch.float64)
+    results = []
+    for backend in ("triton", "reference"):
+        out = residual_layer(*inputs, backend)
+        results.append((out, *torch.autograd.grad((out * weight).sum(), inputs)))
+    torch.testing.assert_close(*results)
+
+
+# Torch's compiler warns about itself.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_products_added_in_place_compile_without_a_copy() -> None:
+    def two_layers(x: Tensor, *weights: Tensor) -> Tensor:
+        for _ in range(2):
+            x = residual_layer(x, *weights, "triton")
+        return x.sum()
+
+    inputs = random(6, 3), random(3, 3), random(7, 3), random(3, 7)
+    compiled = torch.compile(two_layers, fullgraph=True)
+    _, (forward, _) = run_fw_bw_and_get_code(lambda: compiled(*inputs))
+    assert forward.count("golf.add_product.default(") == 4
+    assert "clone" not in forward and "copy_" not in forward
+
+
 def test_operators_are_declared_correctly() -> None:
     logits, targets = torch.randn(6, 11), TARGETS
     torch.library.opcheck(loss_and_gradient, (logits, targets, 30.0, True))
@@ -219,6 +268,7 @@ def test_operators_are_declared_correctly() -> None:
     torch.library.opcheck(hidden_and_slope, (x, up))
     torch.library.opcheck(sloped_product, (x, down, torch.randn(5, 7)))
     torch.library.opcheck(product_op, (x, up))
+    torch.library.opcheck(add_product_op, (x, torch.randn(5, 7), down))
     qkv, cos, sin, gain = (tensor.detach().float() for tensor in head_inputs(4))
     q, k, v = prepare_op(qkv, cos, sin, gain, BOUNDS, 8)
     torch.library.opcheck(prepare_op, (qkv, cos, sin, gain, BOUNDS, 8))
@@ -227,6 +277,8 @@ def test_operators_are_declared_correctly() -> None:
     torch.library.opcheck(exclude_backward_op, (q, q, v, BOUNDS, True))
     mixing = ([x, x + 1], torch.randn(4, 3), [3, 6], [True, False], [0.7, 0.3])
     torch.library.opcheck(mix_op, mixing)
+    torch.library.opcheck(norm_op, (x, 0.7))
+    torch.library.opcheck(norm_backward_op, (x, x + 1, x - 1, x[:, 0].exp(), 0.7))
     torch.library.opcheck(mix_backward_op, ([x, x + 2, x - 1], *mixing))
 
 
@@ -296,6 +348,11 @@ for tokens, used, rope_dims, query_heads, kv_heads in ((21, 19, 4, 6, 3), (8, 8,
         expected = heads.exclude_backward_op(q, dq, v, cu_seqlens, exclude)
         torch.testing.assert_close([x[inside] for x in found], [x[inside] for x in expected])
 for tokens, width in ((9, 24), (1, 32)):
+    x, dn, dx = torch.randn(3, tokens, width)
+    n, inverse = mixing.norm_op(x, 0.7)
+    torch.testing.assert_close(triton_mixing.launch_norm(x, 0.7, heads.NORM_EPS), (n, inverse))
+    expected = mixing.norm_backward_op(dn, dx, n, inverse, 0.7)
+    torch.testing.assert_close(triton_mixing.launch_norm_backward(dn, dx, n, inverse, 0.7), expected)
     for count, uses, written, scales in MIXTURES:
         streams, n = list(torch.randn(count, tokens, width)), sum(mask.bit_count() for mask in uses)
         weights = torch.randn(n, width)
