@@ -6,7 +6,7 @@ back through ``down``: no pass over ``[T, M]`` is left outside the products. Fus
 follows the records of parameter golf and of the NanoGPT speedrun.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from golf_lightning.kernels.backend import KernelBackend
+from golf_lightning.kernels.mixing import normalize
 
 # T tokens, D width, M hidden units
 
@@ -31,7 +32,6 @@ def mlp(
     up_MD: Tensor,
     down_DM: Tensor,
     *,
-    onto_TD: Tensor | None = None,
     observe: Callable[[Tensor], None] | None = None,
     backend: KernelBackend = "reference",
 ) -> Tensor:
@@ -41,20 +41,28 @@ def mlp(
         x_TD: normalized input.
         up_MD: expanding matrix.
         down_DM: contracting matrix.
-        onto_TD: what the result is added to, see :func:`add_product`.
         observe: called with the hidden activations ``[T, M]`` that enter ``down``, without a gradient; calibration
             uses it.
         backend: ``reference`` or ``triton``.
     """
     if backend == "triton" and observe is None:
-        return _FusedMLP.apply(x_TD, up_MD, down_DM, onto_TD)
+        return _FusedMLP.apply(x_TD, up_MD, down_DM)
     if backend == "triton" and not torch.is_grad_enabled():
         hidden_TM, _ = torch.ops.golf.mlp_hidden(x_TD, up_MD)
     else:
         hidden_TM = leaky_relu_squared(F.linear(x_TD, up_MD))
     if observe is not None:
         observe(hidden_TM)
-    return add_product(onto_TD, hidden_TM, down_DM, backend=backend)
+    return product(hidden_TM, down_DM, backend=backend)
+
+
+def residual_mlp(
+    x_TD: Tensor, scale: float, up_MD: Tensor, down_DM: Tensor, *, backend: KernelBackend = "reference"
+) -> Tensor:
+    """``x`` with the :func:`mlp` of ``scale`` times its norm added; the fused path uses ``x`` up."""
+    if backend == "triton":
+        return _ResidualMLP.apply(x_TD, scale, up_MD, down_DM)
+    return x_TD + mlp(normalize(x_TD, scale)[0], up_MD, down_DM)
 
 
 @torch.library.custom_op("golf::mlp_hidden", mutates_args=())
@@ -174,21 +182,40 @@ class _Product(torch.autograd.Function):
 
 class _FusedMLP(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_TD: Tensor, up_MD: Tensor, down_DM: Tensor, onto_TD: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x_TD: Tensor, up_MD: Tensor, down_DM: Tensor) -> Tensor:
         hidden_TM, slope_TM = torch.ops.golf.mlp_hidden(x_TD, up_MD)
         ctx.save_for_backward(x_TD, up_MD, down_DM, hidden_TM, slope_TM)
-        if onto_TD is None:
-            out_TD: Tensor = torch.ops.golf.product(hidden_TM, down_DM)
-            return out_TD
-        torch.ops.golf.add_product(onto_TD, hidden_TM, down_DM)
-        ctx.mark_dirty(onto_TD)
-        return onto_TD
+        out_TD: Tensor = torch.ops.golf.product(hidden_TM, down_DM)
+        return out_TD
 
     @staticmethod
     def backward(ctx: Any, dout_TD: Tensor) -> tuple[Tensor | None, ...]:
-        x_TD, up_MD, down_DM, hidden_TM, slope_TM = ctx.saved_tensors
-        dz_TM = torch.ops.golf.mlp_hidden_backward(dout_TD, down_DM, slope_TM)
-        dx_TD = dz_TM @ up_MD if ctx.needs_input_grad[0] else None
-        dup_MD = dz_TM.T @ x_TD if ctx.needs_input_grad[1] else None
-        ddown_DM = dout_TD.T @ hidden_TM if ctx.needs_input_grad[2] else None
-        return dx_TD, dup_MD, ddown_DM, dout_TD if ctx.needs_input_grad[3] else None
+        return _mlp_gradients(dout_TD, ctx.saved_tensors, ctx.needs_input_grad)
+
+
+class _ResidualMLP(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_TD: Tensor, scale: float, up_MD: Tensor, down_DM: Tensor) -> Tensor:
+        n_TD, inverse_T = torch.ops.golf.norm(x_TD, scale)
+        hidden_TM, slope_TM = torch.ops.golf.mlp_hidden(n_TD, up_MD)
+        ctx.save_for_backward(n_TD, up_MD, down_DM, hidden_TM, slope_TM, inverse_T)
+        ctx.scale = scale
+        torch.ops.golf.add_product(x_TD, hidden_TM, down_DM)
+        ctx.mark_dirty(x_TD)
+        return x_TD
+
+    @staticmethod
+    def backward(ctx: Any, dout_TD: Tensor) -> tuple[Tensor | None, ...]:
+        *saved, inverse_T = ctx.saved_tensors
+        dn_TD, dup_MD, ddown_DM = _mlp_gradients(dout_TD, saved, (True, *ctx.needs_input_grad[2:]))
+        dx_TD = torch.ops.golf.norm_backward(dn_TD, dout_TD, saved[0], inverse_T, ctx.scale)
+        return dx_TD, None, dup_MD, ddown_DM
+
+
+def _mlp_gradients(dout_TD: Tensor, saved: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    x_TD, up_MD, down_DM, hidden_TM, slope_TM = saved
+    dz_TM = torch.ops.golf.mlp_hidden_backward(dout_TD, down_DM, slope_TM)
+    dx_TD = dz_TM @ up_MD if wanted[0] else None
+    dup_MD = dz_TM.T @ x_TD if wanted[1] else None
+    ddown_DM = dout_TD.T @ hidden_TM if wanted[2] else None
+    return dx_TD, dup_MD, ddown_DM

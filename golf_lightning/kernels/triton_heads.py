@@ -3,8 +3,6 @@
 # Triton takes the types of a kernel's arguments from the call.
 # mypy: disable-error-code="no-untyped-def"
 
-import math
-
 import torch
 import triton
 import triton.language as tl
@@ -16,35 +14,25 @@ ROWS = 4
 
 
 @triton.jit
-def _turning(cos, sin, row, used, GRAIN: tl.constexpr, DIM: tl.constexpr, HALF: tl.constexpr):
-    """Columns of a head as parts of ``GRAIN`` neighbours, those they turn with, where that is so, and the angles.
-
-    A part's neighbours stay neighbours in the half they turn with, so that both load as wide words.
-    """
-    part = tl.arange(0, DIM // GRAIN)[None, None, :, None]
-    inner = tl.arange(0, GRAIN)[None, None, None, :]
-    column = part * GRAIN + inner
-    partner = tl.where(column < HALF, part + HALF // GRAIN, part - HALF // GRAIN) * GRAIN + inner
-    turns = column < 2 * HALF
-    angle = row * HALF + tl.where(part < HALF // GRAIN, part, part - HALF // GRAIN) * GRAIN + inner
-    c = tl.load(cos + angle, mask=(row < used) & turns, other=1.0)
-    s = tl.load(sin + angle, mask=(row < used) & turns, other=0.0)
-    return column, partner, turns, c, tl.where(column < HALF, -s, s)
-
-
-@triton.jit
 def _prepare_part(
-    source, out, gain, row, used, tokens, width, eps, column, partner, turns, c, s,
-    FIRST: tl.constexpr, HEADS: tl.constexpr, PADDED: tl.constexpr, DIM: tl.constexpr, GAIN: tl.constexpr,
+    source, out, cos, sin, gain, row, used, tokens, width, eps,
+    FIRST: tl.constexpr, HEADS: tl.constexpr, PADDED: tl.constexpr, DIM: tl.constexpr, HALF: tl.constexpr,
+    GAIN: tl.constexpr,
 ):  # fmt: skip
     """Norm, rotation and gain of ``HEADS`` heads that begin at head ``FIRST`` of the projection."""
-    head = tl.arange(0, PADDED)[None, :, None, None]
+    head = tl.arange(0, PADDED)[None, :, None]
+    column = tl.arange(0, DIM)[None, None, :]
     inside = (row < used) & (head < HEADS)
     from_ = source + row.to(tl.int64) * width + (FIRST + head) * DIM
     x = tl.load(from_ + column, mask=inside, other=0.0).to(tl.float32)
-    other = tl.load(from_ + partner, mask=inside & turns, other=0.0).to(tl.float32)
-    inverse = tl.rsqrt(tl.sum(tl.sum(x * x, 3), 2) / DIM + eps)[:, :, None, None]
-    y = (x * c + other * s) * inverse
+    turns = column < 2 * HALF
+    other = tl.where(column < HALF, column + HALF, column - HALF)
+    partner = tl.load(from_ + other, mask=inside & turns, other=0.0).to(tl.float32)
+    angle = row * HALF + tl.where(column < HALF, column, column - HALF)
+    c = tl.load(cos + angle, mask=(row < used) & turns, other=1.0)
+    s = tl.load(sin + angle, mask=(row < used) & turns, other=0.0)
+    inverse = tl.rsqrt(tl.sum(x * x, 2) / DIM + eps)[:, :, None]
+    y = (x * c + tl.where(column < HALF, -partner, partner) * s) * inverse
     if GAIN:
         y *= tl.load(gain + head, mask=head < HEADS, other=0.0).to(tl.float32)
     to = out + (row.to(tl.int64) * HEADS + head) * DIM + column
@@ -55,15 +43,15 @@ def _prepare_part(
 def _prepare_kernel(
     qkv, q, k, v, cos, sin, gain, used_ptr, tokens, eps,
     H: tl.constexpr, G: tl.constexpr, HP: tl.constexpr, GP: tl.constexpr, DIM: tl.constexpr, HALF: tl.constexpr,
-    GRAIN: tl.constexpr, ROWS: tl.constexpr,
+    ROWS: tl.constexpr,
 ):  # fmt: skip
-    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None, None, None]
+    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None, None]
     used = tl.load(used_ptr)
     width = (H + 2 * G) * DIM
-    column, partner, turns, c, s = _turning(cos, sin, row, used, GRAIN, DIM, HALF)
-    _prepare_part(qkv, q, gain, row, used, tokens, width, eps, column, partner, turns, c, s, 0, H, HP, DIM, True)
-    _prepare_part(qkv, k, gain, row, used, tokens, width, eps, column, partner, turns, c, s, H, G, GP, DIM, False)
-    head = tl.arange(0, GP)[None, :, None, None]
+    _prepare_part(qkv, q, cos, sin, gain, row, used, tokens, width, eps, 0, H, HP, DIM, HALF, True)
+    _prepare_part(qkv, k, cos, sin, gain, row, used, tokens, width, eps, H, G, GP, DIM, HALF, False)
+    head = tl.arange(0, GP)[None, :, None]
+    column = tl.arange(0, DIM)[None, None, :]
     from_ = qkv + row.to(tl.int64) * width + (H + G + head) * DIM + column
     x = tl.load(from_, mask=(row < used) & (head < G), other=0.0)
     tl.store(v + (row.to(tl.int64) * G + head) * DIM + column, x, mask=(row < tokens) & (head < G))
@@ -71,21 +59,28 @@ def _prepare_kernel(
 
 @triton.jit
 def _prepare_backward_part(
-    dy, source, out, gain, part, row, used, tokens, width, eps, column, partner, turns, c, s,
-    FIRST: tl.constexpr, HEADS: tl.constexpr, PADDED: tl.constexpr, DIM: tl.constexpr, GAIN: tl.constexpr,
+    dy, source, out, cos, sin, gain, part, row, used, tokens, width, eps,
+    FIRST: tl.constexpr, HEADS: tl.constexpr, PADDED: tl.constexpr, DIM: tl.constexpr, HALF: tl.constexpr,
+    GAIN: tl.constexpr,
 ):  # fmt: skip
-    head = tl.arange(0, PADDED)[None, :, None, None]
+    head = tl.arange(0, PADDED)[None, :, None]
+    column = tl.arange(0, DIM)[None, None, :]
     inside = (row < used) & (head < HEADS)
     at = row.to(tl.int64) * width + (FIRST + head) * DIM + column
     x = tl.load(source + at, mask=inside, other=0.0).to(tl.float32)
     given = dy + (row.to(tl.int64) * HEADS + head) * DIM
     g = tl.load(given + column, mask=inside, other=0.0).to(tl.float32)
-    other = tl.load(given + partner, mask=inside & turns, other=0.0).to(tl.float32)
-    back = g * c - other * s
-    inverse = tl.rsqrt(tl.sum(tl.sum(x * x, 3), 2) / DIM + eps)[:, :, None, None]
+    turns = column < 2 * HALF
+    other = tl.where(column < HALF, column + HALF, column - HALF)
+    partner = tl.load(given + other, mask=inside & turns, other=0.0).to(tl.float32)
+    angle = row * HALF + tl.where(column < HALF, column, column - HALF)
+    c = tl.load(cos + angle, mask=(row < used) & turns, other=1.0)
+    s = tl.load(sin + angle, mask=(row < used) & turns, other=0.0)
+    back = g * c + tl.where(column < HALF, partner, -partner) * s
+    inverse = tl.rsqrt(tl.sum(x * x, 2) / DIM + eps)[:, :, None]
     x *= inverse
-    along = tl.sum(tl.sum(back * x, 3), 2)
-    dx = inverse * (back - x * (along / DIM)[:, :, None, None])
+    along = tl.sum(back * x, 2)
+    dx = inverse * (back - x * (along / DIM)[:, :, None])
     if GAIN:
         dx *= tl.load(gain + head, mask=head < HEADS, other=0.0).to(tl.float32)
         heads = tl.arange(0, PADDED)
@@ -97,24 +92,22 @@ def _prepare_backward_part(
 def _prepare_backward_kernel(
     dq, dk, dv, dv_again, qkv, cos, sin, gain, used_ptr, dqkv, parts, tokens, eps,
     H: tl.constexpr, G: tl.constexpr, HP: tl.constexpr, GP: tl.constexpr, DIM: tl.constexpr, HALF: tl.constexpr,
-    GRAIN: tl.constexpr, ROWS: tl.constexpr,
+    ROWS: tl.constexpr,
 ):  # fmt: skip
-    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None, None, None]
+    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None, None]
     used = tl.load(used_ptr)
     width = (H + 2 * G) * DIM
     part = parts + tl.program_id(0) * H
-    column, partner, turns, c, s = _turning(cos, sin, row, used, GRAIN, DIM, HALF)
     _prepare_backward_part(
-        dq, qkv, dqkv, gain, part, row, used, tokens, width, eps, column, partner, turns, c, s, 0, H, HP, DIM, True
+        dq, qkv, dqkv, cos, sin, gain, part, row, used, tokens, width, eps, 0, H, HP, DIM, HALF, True
     )
     _prepare_backward_part(
-        dk, qkv, dqkv, gain, part, row, used, tokens, width, eps, column, partner, turns, c, s, H, G, GP, DIM, False
+        dk, qkv, dqkv, cos, sin, gain, part, row, used, tokens, width, eps, H, G, GP, DIM, HALF, False
     )
-    head = tl.arange(0, GP)[None, :, None, None]
-    from_ = (row.to(tl.int64) * G + head) * DIM + column
-    inside = (row < used) & (head < G)
-    x = tl.load(dv + from_, mask=inside, other=0.0).to(tl.float32)
-    x += tl.load(dv_again + from_, mask=inside, other=0.0).to(tl.float32)
+    head = tl.arange(0, GP)[None, :, None]
+    column = tl.arange(0, DIM)[None, None, :]
+    at, inside = (row.to(tl.int64) * G + head) * DIM + column, (row < used) & (head < G)
+    x = tl.load(dv + at, mask=inside, other=0.0).to(tl.float32) + tl.load(dv_again + at, mask=inside, other=0.0)
     to = dqkv + row.to(tl.int64) * width + (H + G + head) * DIM + column
     tl.store(to, x.to(dqkv.dtype.element_ty), mask=(row < tokens) & (head < G))
 
@@ -180,7 +173,7 @@ def launch_prepare(
         _prepare_kernel[(triton.cdiv(tokens, ROWS),)](
             qkv_TC, q, k, v, cos_TR, sin_TR, gain_H, cu_seqlens[-1:], tokens, eps,
             H=heads, G=kv_heads, HP=triton.next_power_of_2(heads), GP=triton.next_power_of_2(kv_heads),
-            DIM=head_dim, HALF=cos_TR.shape[1], GRAIN=math.gcd(cos_TR.shape[1], head_dim), ROWS=ROWS,
+            DIM=head_dim, HALF=cos_TR.shape[1], ROWS=ROWS,
         )  # fmt: skip
     return q, k, v
 
@@ -199,7 +192,7 @@ def launch_prepare_backward(
             dq_THK, dk_TGK, dv_TGK, dv_again_TGK, qkv_TC, cos_TR, sin_TR, gain_H, cu_seqlens[-1:], dqkv, parts,
             tokens, eps,
             H=heads, G=kv_heads, HP=triton.next_power_of_2(heads), GP=triton.next_power_of_2(kv_heads),
-            DIM=head_dim, HALF=cos_TR.shape[1], GRAIN=math.gcd(cos_TR.shape[1], head_dim), ROWS=rows,
+            DIM=head_dim, HALF=cos_TR.shape[1], ROWS=rows,
         )  # fmt: skip
     return dqkv, parts
 

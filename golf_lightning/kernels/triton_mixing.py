@@ -95,7 +95,6 @@ def _mix_backward_kernel(
     J: tl.constexpr = len(WRITTEN)
     N: tl.constexpr = len(VALUES)
     column = tl.arange(0, PADDED)
-    weights = _load_weights(weights_ptr, column, N, WIDTH)
     parts = ()
     for _ in tl.static_range(N):
         parts = parts + (tl.zeros((ROWS, PADDED), dtype=tl.float32),)
@@ -103,6 +102,8 @@ def _mix_backward_kernel(
         row = (group * ROWS + tl.arange(0, ROWS))[:, None].to(tl.int64)
         inside = (row < tokens) & (column < WIDTH)[None, :]
         at = row * WIDTH + column[None, :]
+        # Read again for every row: registers are scarcer here than the nearest cache.
+        weights = _load_weights(weights_ptr, column, N, WIDTH)
         values = _load_values(streams, weights, at, inside, VALUES, OWNERS, J)
         # Gradients of the sums, the last one first: a sum may be part of later ones.
         slopes = ()
@@ -113,8 +114,9 @@ def _mix_backward_kernel(
             if NORMED[J - 1 - i] >= 0:
                 total = values[K + J - 1 - i]
                 g = tl.load(grads[NORMED[J - 1 - i]] + at, mask=inside, other=0.0).to(tl.float32) * scales[J - 1 - i]
-                inverse = tl.rsqrt(tl.sum(total * total, 1) / WIDTH + eps)
-                along = inverse * inverse * tl.sum(g * total, 1) / WIDTH
+                square, along = tl.split(tl.sum(tl.join(total * total, g * total), 1))
+                inverse = tl.rsqrt(square / WIDTH + eps)
+                along *= inverse * inverse / WIDTH
                 slope += inverse[:, None] * (g - total * along[:, None])
             for n in tl.static_range(N):
                 if VALUES[n] == K + J - 1 - i:
@@ -198,7 +200,8 @@ def launch_mix_backward(
     if tokens:
         _mix_backward_kernel[(programs,)](
             tuple(grads), tuple(streams), weights_ND, tuple(dstreams), parts, tuple(scales), tokens, eps, *layout,
-            PROGRAMS=programs, WIDTH=width, PADDED=triton.next_power_of_2(width), ROWS=rows or fitting, num_warps=warps or 2,
+            PROGRAMS=programs, WIDTH=width, PADDED=triton.next_power_of_2(width), ROWS=rows or fitting,
+            num_warps=warps or 2,
         )  # fmt: skip
     return [*dstreams, parts]
 

@@ -12,7 +12,7 @@ from golf_lightning.kernels.backend import KernelBackend
 from golf_lightning.kernels.heads import NORM_EPS, prepare_heads, serves_heads
 from golf_lightning.kernels.heads import exclude_self as exclude_self_fused
 from golf_lightning.kernels.mixing import Blend, Stream, Wanted, mix, normalize
-from golf_lightning.kernels.mlp import add_product, mlp
+from golf_lightning.kernels.mlp import add_product, mlp, residual_mlp
 from golf_lightning.model.injection import Attend, LayerAdapters, Recorder
 from golf_lightning.model.rotary import rotate
 
@@ -121,7 +121,7 @@ def exclude_self(y_THK: Tensor, v_TGK: Tensor) -> Tensor:
 def mlp_branch(
     n_TD: Tensor, layer: LayerWeights, run: Pass, adapters: LayerAdapters, onto_TD: Tensor | None = None
 ) -> Tensor:
-    """The scaled MLP output ``[T, D]`` for the normalized input ``n``, added to ``onto``, which it may use up."""
+    """The scaled MLP output ``[T, D]`` for the normalized input ``n``, added to ``onto``."""
     observe = None
     if (recorder := run.recorder) is not None:
         recorder(f"up.{layer.index}", n_TD)
@@ -129,7 +129,9 @@ def mlp_branch(
         def observe(hidden: Tensor) -> None:
             recorder(f"down.{layer.index}", hidden)
 
-    out_TD = mlp(n_TD, layer.up, layer.down, onto_TD=onto_TD, observe=observe, backend=run.kernels)
+    out_TD = mlp(n_TD, layer.up, layer.down, observe=observe, backend=run.kernels)
+    if onto_TD is not None:
+        out_TD = onto_TD + out_TD
     return out_TD if adapters.mlp is None else adapters.mlp(out_TD, n_TD, layer.mlp_scale)
 
 
@@ -137,6 +139,8 @@ def serial_block(x: Stream, layer: LayerWeights, run: Pass, adapters: LayerAdapt
     """Attention, then the MLP on its result."""
     u_TD, n_TD = mix([Wanted(entry(x, layer, run), True, shrink(layer))], backend=run.kernels)
     x_TD = attention_branch(n_TD, layer, run, adapters, run.wanted(u_TD))
+    if adapters.mlp is None and run.recorder is None:
+        return residual_mlp(x_TD, shrink(layer), layer.up, layer.down, backend=run.kernels)
     n_TD, x_TD = normalize(x_TD, shrink(layer), backend=run.kernels)
     return mlp_branch(n_TD, layer, run, adapters, x_TD)
 

@@ -44,6 +44,7 @@ from golf_lightning.kernels.mlp import (
     mlp,
     product,
     product_op,
+    residual_mlp,
     sloped_product,
 )
 from golf_lightning.model.block import exclude_self as plain_exclude_self
@@ -231,8 +232,16 @@ def test_kept_apart_product_has_the_gradients_of_a_product() -> None:
 
 def residual_layer(x: Tensor, o: Tensor, up: Tensor, down: Tensor, backend: Any) -> Tensor:
     y = add_product(x * 2, x.tanh(), o, backend=backend)
-    n, y = normalize(y, 0.7, backend=backend)
-    return mlp(n, up, down, onto_TD=y, backend=backend)
+    return residual_mlp(y, 0.7, up, down, backend=backend)
+
+
+def test_normalizing_has_the_values_and_gradients_of_the_formula() -> None:
+    x, weights = random(6, 5), torch.randn(2, 6, 5, dtype=torch.float64)
+    results = []
+    for backend in ("triton", "reference"):
+        n, y = normalize(x * 2, 0.7, backend=backend)
+        results.append((n, y, *torch.autograd.grad((n * weights[0] + y * weights[1]).sum(), x)))
+    torch.testing.assert_close(*results)
 
 
 def test_products_added_in_place_have_the_value_and_gradients_of_the_formula() -> None:
