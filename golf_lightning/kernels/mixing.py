@@ -258,13 +258,14 @@ def _mix_backward_shapes(
     scales: Sequence[float],
 ) -> list[Tensor]:
     x = streams[0]
-    parts = min(PARTS, x.shape[0]) if x.device.type == "cuda" else 1
+    parts = _programs(weights, x) if x.device.type == "cuda" else 1
     wide = torch.promote_types(x.dtype, torch.float32)
     return [x.new_empty(x.shape) for x in streams] + [x.new_empty(parts, *weights.shape, dtype=wide)]
 
 
-PARTS = 1056
-"""Most programs of the backward kernel: 8 on each of 132 multiprocessors."""
+def _programs(weights_ND: Tensor, x_TD: Tensor) -> int:
+    """Programs of the backward kernel: as many as 132 multiprocessors hold at once, by the weights in registers."""
+    return min(132 * {5: 6}.get(weights_ND.shape[0], 8 if weights_ND.shape[0] < 5 else 4), x_TD.shape[0])
 
 
 @mix_backward_op.register_kernel("cuda")
@@ -279,7 +280,7 @@ def _mix_backward_on_gpu(
     from golf_lightning.kernels.triton_mixing import launch_mix_backward
 
     grads, streams = ([x.contiguous() for x in xs] for xs in (grads, streams))
-    programs = min(PARTS, streams[0].shape[0])
+    programs = _programs(weights, streams[0])
     return launch_mix_backward(grads, streams, weights.contiguous(), uses, written, scales, NORM_EPS, programs)
 
 

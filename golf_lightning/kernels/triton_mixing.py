@@ -188,20 +188,19 @@ def launch_mix(
 def launch_mix_backward(
     grads: Sequence[Tensor], streams: Sequence[Tensor], weights_ND: Tensor, uses: Sequence[int],
     written: Sequence[bool], scales: Sequence[float], eps: float, programs: int,
-    rows: int | None = None, warps: int | None = None,
+    rows: int | None = None,
 ) -> list[Tensor]:  # fmt: skip
     """Gradients of the streams, then that of the weights in one part a program."""
     tokens, width = streams[0].shape
     layout = lay_out(len(streams), uses, written, scales)
     dstreams = [torch.empty_like(x) for x in streams]
     parts = torch.empty(programs, *weights_ND.shape, dtype=torch.float32, device=weights_ND.device)
-    # More weights keep more rows in registers.
-    fitting = {1: 4, 2: 4, 3: 2}.get(weights_ND.shape[0], 1)
     if tokens:
         _mix_backward_kernel[(programs,)](
             tuple(grads), tuple(streams), weights_ND, tuple(dstreams), parts, tuple(scales), tokens, eps, *layout,
-            PROGRAMS=programs, WIDTH=width, PADDED=triton.next_power_of_2(width), ROWS=rows or fitting,
-            num_warps=warps or 2,
+            PROGRAMS=programs, WIDTH=width, PADDED=triton.next_power_of_2(width),
+            # Every weight takes registers of the rows.
+            ROWS=rows or (4 if weights_ND.shape[0] < 3 else 1), num_warps=2,
         )  # fmt: skip
     return [*dstreams, parts]
 
