@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from golf_lightning.kernels.backend import KernelBackend
-from golf_lightning.kernels.mixing import normalize
 
 # T tokens, D width, M hidden units
 
@@ -54,15 +53,6 @@ def mlp(
     if observe is not None:
         observe(hidden_TM)
     return product(hidden_TM, down_DM, backend=backend)
-
-
-def residual_mlp(
-    x_TD: Tensor, scale: float, up_MD: Tensor, down_DM: Tensor, *, backend: KernelBackend = "reference"
-) -> Tensor:
-    """``x`` with the :func:`mlp` of ``scale`` times its norm added; the fused path uses ``x`` up."""
-    if backend == "triton":
-        return _ResidualMLP.apply(x_TD, scale, up_MD, down_DM)
-    return x_TD + mlp(normalize(x_TD, scale)[0], up_MD, down_DM)
 
 
 @torch.library.custom_op("golf::mlp_hidden", mutates_args=())
@@ -124,50 +114,6 @@ def product(x_TC: Tensor, weight_OC: Tensor, *, backend: KernelBackend = "refere
     return _Product.apply(x_TC, weight_OC) if backend == "triton" else F.linear(x_TC, weight_OC)
 
 
-def add_product(
-    onto_TO: Tensor | None, x_TC: Tensor, weight_OC: Tensor, *, backend: KernelBackend = "reference"
-) -> Tensor:
-    """``onto + x weight^T``; :func:`product` alone where there is nothing to add to.
-
-    The fused path adds in place while the product writes its result: ``onto`` is gone afterwards, and must not be what
-    any gradient needs.
-    """
-    if onto_TO is None:
-        return product(x_TC, weight_OC, backend=backend)
-    return _AddProduct.apply(onto_TO, x_TC, weight_OC) if backend == "triton" else onto_TO + F.linear(x_TC, weight_OC)
-
-
-@torch.library.custom_op("golf::add_product", mutates_args=("onto_TO",))
-def add_product_op(onto_TO: Tensor, x_TC: Tensor, weight_OC: Tensor) -> None:
-    """``onto += x weight^T``."""
-    onto_TO.addmm_(x_TC, weight_OC.T)
-
-
-@add_product_op.register_fake
-def _add_nothing(onto: Tensor, x: Tensor, weight: Tensor) -> None:
-    pass
-
-
-class _AddProduct(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, onto_TO: Tensor, x_TC: Tensor, weight_OC: Tensor) -> Tensor:
-        ctx.save_for_backward(x_TC, weight_OC)
-        torch.ops.golf.add_product(onto_TO, x_TC, weight_OC)
-        ctx.mark_dirty(onto_TO)
-        return onto_TO
-
-    @staticmethod
-    def backward(ctx: Any, dout_TO: Tensor) -> tuple[Tensor | None, ...]:
-        return dout_TO, *_product_gradients(ctx, dout_TO, 1)
-
-
-def _product_gradients(ctx: Any, dout_TO: Tensor, first: int) -> tuple[Tensor | None, Tensor | None]:
-    x_TC, weight_OC = ctx.saved_tensors
-    dx_TC = dout_TO @ weight_OC if ctx.needs_input_grad[first] else None
-    dweight_OC = dout_TO.T @ x_TC if ctx.needs_input_grad[first + 1] else None
-    return dx_TC, dweight_OC
-
-
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_TC: Tensor, weight_OC: Tensor) -> Tensor:
@@ -177,7 +123,10 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dout_TO: Tensor) -> tuple[Tensor | None, ...]:
-        return _product_gradients(ctx, dout_TO, 0)
+        x_TC, weight_OC = ctx.saved_tensors
+        dx_TC = dout_TO @ weight_OC if ctx.needs_input_grad[0] else None
+        dweight_OC = dout_TO.T @ x_TC if ctx.needs_input_grad[1] else None
+        return dx_TC, dweight_OC
 
 
 class _FusedMLP(torch.autograd.Function):
@@ -190,29 +139,11 @@ class _FusedMLP(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dout_TD: Tensor) -> tuple[Tensor | None, ...]:
-        return _mlp_gradients(dout_TD, ctx.saved_tensors, ctx.needs_input_grad)
+        return mlp_gradients(dout_TD, ctx.saved_tensors, ctx.needs_input_grad)
 
 
-class _ResidualMLP(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x_TD: Tensor, scale: float, up_MD: Tensor, down_DM: Tensor) -> Tensor:
-        n_TD, inverse_T = torch.ops.golf.norm(x_TD, scale)
-        hidden_TM, slope_TM = torch.ops.golf.mlp_hidden(n_TD, up_MD)
-        ctx.save_for_backward(n_TD, up_MD, down_DM, hidden_TM, slope_TM, inverse_T)
-        ctx.scale = scale
-        torch.ops.golf.add_product(x_TD, hidden_TM, down_DM)
-        ctx.mark_dirty(x_TD)
-        return x_TD
-
-    @staticmethod
-    def backward(ctx: Any, dout_TD: Tensor) -> tuple[Tensor | None, ...]:
-        *saved, inverse_T = ctx.saved_tensors
-        dn_TD, dup_MD, ddown_DM = _mlp_gradients(dout_TD, saved, (True, *ctx.needs_input_grad[2:]))
-        dx_TD = torch.ops.golf.norm_backward(dn_TD, dout_TD, saved[0], inverse_T, ctx.scale)
-        return dx_TD, None, dup_MD, ddown_DM
-
-
-def _mlp_gradients(dout_TD: Tensor, saved: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[Tensor | None, ...]:
+def mlp_gradients(dout_TD: Tensor, saved: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    """Gradients of the MLP's input and matrices as far as ``wanted``, from these and what the fused path kept."""
     x_TD, up_MD, down_DM, hidden_TM, slope_TM = saved
     dz_TM = torch.ops.golf.mlp_hidden_backward(dout_TD, down_DM, slope_TM)
     dx_TD = dz_TM @ up_MD if wanted[0] else None

@@ -12,7 +12,8 @@ from golf_lightning.kernels.backend import KernelBackend
 from golf_lightning.kernels.heads import NORM_EPS, prepare_heads, serves_heads
 from golf_lightning.kernels.heads import exclude_self as exclude_self_fused
 from golf_lightning.kernels.mixing import Blend, Stream, Wanted, mix, normalize
-from golf_lightning.kernels.mlp import add_product, mlp, residual_mlp
+from golf_lightning.kernels.mlp import mlp, product
+from golf_lightning.kernels.residual import add_branches
 from golf_lightning.model.injection import Attend, LayerAdapters, Recorder
 from golf_lightning.model.rotary import rotate
 
@@ -77,10 +78,15 @@ def shrink(layer: LayerWeights) -> float:
     return float((layer.index + 1) ** -0.5)
 
 
-def attention_branch(
-    n_TD: Tensor, layer: LayerWeights, run: Pass, adapters: LayerAdapters, onto_TD: Tensor | None = None
-) -> Tensor:
-    """The scaled attention output ``[T, D]`` for the normalized input ``n``, added to ``onto``, which it may use up."""
+def attention_branch(n_TD: Tensor, layer: LayerWeights, run: Pass, adapters: LayerAdapters) -> Tensor:
+    """The scaled attention output ``[T, D]`` for the normalized input ``n``."""
+    y_TD, n_TD = attention_heads(n_TD, layer, run, adapters)
+    out_TD = product(y_TD, layer.o, backend=run.kernels)
+    return out_TD if adapters.attn is None else adapters.attn(out_TD, n_TD, layer.attn_scale)
+
+
+def attention_heads(n_TD: Tensor, layer: LayerWeights, run: Pass, adapters: LayerAdapters) -> tuple[Tensor, Tensor]:
+    """What the heads make of the normalized input ``n``, ``[T, D]``, and ``n``; the wanted rows of both."""
     if run.recorder is not None:
         run.recorder(f"qkv.{layer.index}", n_TD)
     qkv_TC = F.linear(n_TD, layer.qkv)
@@ -94,8 +100,7 @@ def attention_branch(
     y_TD, n_TD = run.wanted(y_THK.flatten(-2)), run.wanted(n_TD)
     if run.recorder is not None:
         run.recorder(f"o.{layer.index}", y_TD)
-    out_TD = add_product(onto_TD, y_TD, layer.o, backend=run.kernels)
-    return out_TD if adapters.attn is None else adapters.attn(out_TD, n_TD, layer.attn_scale)
+    return y_TD, n_TD
 
 
 def _attention(qkv_TC: Tensor, layer: LayerWeights, run: Pass) -> Tensor:
@@ -118,10 +123,8 @@ def exclude_self(y_THK: Tensor, v_TGK: Tensor) -> Tensor:
     return (y_TGhK - along_TGh1 * unit_TG1K).flatten(1, 2)
 
 
-def mlp_branch(
-    n_TD: Tensor, layer: LayerWeights, run: Pass, adapters: LayerAdapters, onto_TD: Tensor | None = None
-) -> Tensor:
-    """The scaled MLP output ``[T, D]`` for the normalized input ``n``, added to ``onto``."""
+def mlp_branch(n_TD: Tensor, layer: LayerWeights, run: Pass, adapters: LayerAdapters) -> Tensor:
+    """The scaled MLP output ``[T, D]`` for the normalized input ``n``."""
     observe = None
     if (recorder := run.recorder) is not None:
         recorder(f"up.{layer.index}", n_TD)
@@ -130,19 +133,19 @@ def mlp_branch(
             recorder(f"down.{layer.index}", hidden)
 
     out_TD = mlp(n_TD, layer.up, layer.down, observe=observe, backend=run.kernels)
-    if onto_TD is not None:
-        out_TD = onto_TD + out_TD
     return out_TD if adapters.mlp is None else adapters.mlp(out_TD, n_TD, layer.mlp_scale)
 
 
 def serial_block(x: Stream, layer: LayerWeights, run: Pass, adapters: LayerAdapters) -> Tensor:
     """Attention, then the MLP on its result."""
-    u_TD, n_TD = mix([Wanted(entry(x, layer, run), True, shrink(layer))], backend=run.kernels)
-    x_TD = attention_branch(n_TD, layer, run, adapters, run.wanted(u_TD))
-    if adapters.mlp is None and run.recorder is None:
-        return residual_mlp(x_TD, shrink(layer), layer.up, layer.down, backend=run.kernels)
-    n_TD, x_TD = normalize(x_TD, shrink(layer), backend=run.kernels)
-    return mlp_branch(n_TD, layer, run, adapters, x_TD)
+    scale = shrink(layer)
+    u_TD, n_TD = mix([Wanted(entry(x, layer, run), True, scale)], backend=run.kernels)
+    if adapters.attn is None and adapters.mlp is None and run.recorder is None:
+        y_TD, _ = attention_heads(n_TD, layer, run, adapters)
+        return add_branches(run.wanted(u_TD), y_TD, layer.o, scale, layer.up, layer.down, backend=run.kernels)
+    x_TD = run.wanted(u_TD) + attention_branch(n_TD, layer, run, adapters)
+    n_TD, x_TD = normalize(x_TD, scale, backend=run.kernels)
+    return x_TD + mlp_branch(n_TD, layer, run, adapters)
 
 
 @dataclass(frozen=True, slots=True)

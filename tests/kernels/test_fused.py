@@ -38,15 +38,13 @@ from golf_lightning.kernels.mixing import (
     normalize,
 )
 from golf_lightning.kernels.mlp import (
-    add_product,
-    add_product_op,
     hidden_and_slope,
     mlp,
     product,
     product_op,
-    residual_mlp,
     sloped_product,
 )
+from golf_lightning.kernels.residual import add_branches, add_product_op
 from golf_lightning.model.block import exclude_self as plain_exclude_self
 from golf_lightning.model.block import rms_norm
 from golf_lightning.model.rotary import rotary_table, rotate
@@ -231,8 +229,8 @@ def test_kept_apart_product_has_the_gradients_of_a_product() -> None:
 
 
 def residual_layer(x: Tensor, o: Tensor, up: Tensor, down: Tensor, backend: Any) -> Tensor:
-    y = add_product(x * 2, x.tanh(), o, backend=backend)
-    return residual_mlp(y, 0.7, up, down, backend=backend)
+    (u,) = mix([Wanted(Blend(((2.0, x), (o[0, 0], x.tanh()))), True)], backend=backend)
+    return add_branches(u, x.sin(), o, 0.7, up, down, backend=backend)
 
 
 def test_normalizing_has_the_values_and_gradients_of_the_formula() -> None:
