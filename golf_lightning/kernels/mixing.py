@@ -48,12 +48,22 @@ class Wanted(NamedTuple):
     scale: float = 0.0
 
 
-def mix(wanted: Sequence[Wanted], *, backend: KernelBackend = "reference") -> list[Tensor]:
+def mix(
+    wanted: Sequence[Wanted], *, again_TD: Tensor | None = None, backend: KernelBackend = "reference"
+) -> list[Tensor]:
     """Values and norm, as far as asked for, of each wanted stream in order, ``[T, D]`` each.
 
     A blend that was wanted before may appear in later ones; it is computed once.
+
+    Args:
+        wanted: what to make of which streams.
+        again_TD: one of the streams, which is also needed elsewhere; the last result is what to use there. The fused
+            path then adds its two gradients where it has one at hand.
+        backend: ``reference`` or ``triton``.
     """
-    return _fused(wanted) if backend == "triton" else _plain(wanted)
+    if backend == "triton":
+        return _fused(wanted, again_TD)
+    return _plain(wanted) + ([] if again_TD is None else [again_TD])
 
 
 def normalize(x_TD: Tensor, scale: float, *, backend: KernelBackend = "reference") -> tuple[Tensor, Tensor]:
@@ -109,7 +119,7 @@ class Plan(NamedTuple):
     scales: tuple[float, ...]
 
 
-def _fused(wanted: Sequence[Wanted]) -> list[Tensor]:
+def _fused(wanted: Sequence[Wanted], again_TD: Tensor | None) -> list[Tensor]:
     # A tensor that is wanted as it is needs no sum.
     asked = [w for w in wanted if isinstance(w.stream, Blend) or w.scale]
     sums: list[Stream] = []
@@ -133,14 +143,15 @@ def _fused(wanted: Sequence[Wanted]) -> list[Tensor]:
     plan = Plan(
         tuple(uses), tuple(w.written and isinstance(w.stream, Blend) for w in asked), tuple(w.scale for w in asked)
     )
-    found = list(_Mix.apply(_stack(weights, streams[0]), plan, *streams))
+    again = -1 if again_TD is None else _place(streams, again_TD)
+    found = list(_Mix.apply(_stack(weights, streams[0]), plan, again, *streams))
     results: list[Tensor] = []
     for stream, written, scale in wanted:
         if written:
             results.append(found.pop(0) if isinstance(stream, Blend) else stream)
         if scale:
             results.append(found.pop(0))
-    return results
+    return results + found
 
 
 def _stack(weights: Sequence[Tensor | float], x_TD: Tensor) -> Tensor:
@@ -224,13 +235,17 @@ def mix_backward_op(
     uses: Sequence[int],
     written: Sequence[bool],
     scales: Sequence[float],
+    again: int,
 ) -> list[Tensor]:
     """Gradients of the streams, and last that of the weights in parts to be added up ``[P, N, D]``, at least float32.
 
-    ``grads`` are those of the results, in their order.
+    ``grads`` are those of the results, in their order, and last one to add to that of the stream ``again``, if not -1.
     """
     values, terms = _sums(streams, weights_ND, uses)
     slopes = [torch.zeros_like(value) for value in values]
+    if again >= 0:
+        slopes[again] += grads[-1]
+        grads = grads[:-1]
     left, dweights, row = list(grads), [], weights_ND.shape[0]
     for j in reversed(range(len(uses))):
         total_TD, slope_TD = values[len(streams) + j], slopes[len(streams) + j]
@@ -256,6 +271,7 @@ def _mix_backward_shapes(
     uses: Sequence[int],
     written: Sequence[bool],
     scales: Sequence[float],
+    again: int,
 ) -> list[Tensor]:
     x = streams[0]
     parts = _programs(weights, x) if x.device.type == "cuda" else 1
@@ -276,26 +292,28 @@ def _mix_backward_on_gpu(
     uses: Sequence[int],
     written: Sequence[bool],
     scales: Sequence[float],
+    again: int,
 ) -> list[Tensor]:
     from golf_lightning.kernels.triton_mixing import launch_mix_backward
 
     grads, streams = ([x.contiguous() for x in xs] for xs in (grads, streams))
     programs = _programs(weights, streams[0])
-    return launch_mix_backward(grads, streams, weights.contiguous(), uses, written, scales, NORM_EPS, programs)
+    return launch_mix_backward(grads, streams, weights.contiguous(), uses, written, scales, again, NORM_EPS, programs)
 
 
 class _Mix(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, weights: Tensor, plan: Plan, *streams: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, weights: Tensor, plan: Plan, again: int, *streams: Tensor) -> tuple[Tensor, ...]:
         ctx.save_for_backward(weights, *streams)
-        ctx.plan = plan
-        return tuple(torch.ops.golf.mix(streams, weights, *plan))
+        ctx.plan, ctx.again = plan, again
+        results = torch.ops.golf.mix(streams, weights, *plan)
+        return (*results, streams[again].view_as(streams[again])) if again >= 0 else tuple(results)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         weights, *streams = ctx.saved_tensors
-        *dstreams, parts = torch.ops.golf.mix_backward(grads, streams, weights, *ctx.plan)
-        return parts.sum(0).to(weights.dtype) if ctx.needs_input_grad[0] else None, None, *dstreams
+        *dstreams, parts = torch.ops.golf.mix_backward(grads, streams, weights, *ctx.plan, ctx.again)
+        return parts.sum(0).to(weights.dtype) if ctx.needs_input_grad[0] else None, None, None, *dstreams
 
 
 @torch.library.custom_op("golf::norm", mutates_args=())

@@ -88,7 +88,8 @@ def _mix_kernel(
 @triton.jit
 def _mix_backward_kernel(
     grads, streams, weights_ptr, dstreams, parts_ptr, scales, tokens, eps,
-    VALUES: tl.constexpr, OWNERS: tl.constexpr, WRITTEN: tl.constexpr, NORMED: tl.constexpr, PROGRAMS: tl.constexpr,
+    VALUES: tl.constexpr, OWNERS: tl.constexpr, WRITTEN: tl.constexpr, NORMED: tl.constexpr,
+    AGAIN: tl.constexpr, PROGRAMS: tl.constexpr,
     WIDTH: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     K: tl.constexpr = len(streams)
@@ -124,6 +125,8 @@ def _mix_backward_kernel(
             slopes = slopes + (slope,)
         for k in tl.static_range(K):
             slope = tl.zeros_like(values[0])
+            if k == AGAIN:
+                slope += tl.load(grads[len(grads) - 1] + at, mask=inside, other=0.0).to(tl.float32)
             for n in tl.static_range(N):
                 if VALUES[n] == k:
                     slope += weights[n] * slopes[J - 1 - OWNERS[n]]
@@ -187,7 +190,7 @@ def launch_mix(
 
 def launch_mix_backward(
     grads: Sequence[Tensor], streams: Sequence[Tensor], weights_ND: Tensor, uses: Sequence[int],
-    written: Sequence[bool], scales: Sequence[float], eps: float, programs: int,
+    written: Sequence[bool], scales: Sequence[float], again: int, eps: float, programs: int,
     rows: int | None = None,
 ) -> list[Tensor]:  # fmt: skip
     """Gradients of the streams, then that of the weights in one part a program."""
@@ -198,7 +201,7 @@ def launch_mix_backward(
     if tokens:
         _mix_backward_kernel[(programs,)](
             tuple(grads), tuple(streams), weights_ND, tuple(dstreams), parts, tuple(scales), tokens, eps, *layout,
-            PROGRAMS=programs, WIDTH=width, PADDED=triton.next_power_of_2(width),
+            AGAIN=again, PROGRAMS=programs, WIDTH=width, PADDED=triton.next_power_of_2(width),
             # Every weight takes registers of the rows.
             ROWS=rows or (4 if weights_ND.shape[0] < 3 else 1), num_warps=2,
         )  # fmt: skip

@@ -136,16 +136,20 @@ def mlp_branch(n_TD: Tensor, layer: LayerWeights, run: Pass, adapters: LayerAdap
     return out_TD if adapters.mlp is None else adapters.mlp(out_TD, n_TD, layer.mlp_scale)
 
 
-def serial_block(x: Stream, layer: LayerWeights, run: Pass, adapters: LayerAdapters) -> Tensor:
-    """Attention, then the MLP on its result."""
+def serial_block(
+    x: Stream, layer: LayerWeights, run: Pass, adapters: LayerAdapters, skip_TD: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """Attention, then the MLP on its result; and ``skip``, which is ``x`` where it is a skip, for its other use."""
     scale = shrink(layer)
-    u_TD, n_TD = mix([Wanted(entry(x, layer, run), True, scale)], backend=run.kernels)
+    u_TD, n_TD, *again = mix([Wanted(entry(x, layer, run), True, scale)], again_TD=skip_TD, backend=run.kernels)
+    again_TD = again[0] if again else None
     if adapters.attn is None and adapters.mlp is None and run.recorder is None:
         y_TD, _ = attention_heads(n_TD, layer, run, adapters)
-        return add_branches(run.wanted(u_TD), y_TD, layer.o, scale, layer.up, layer.down, backend=run.kernels)
+        x_TD = add_branches(run.wanted(u_TD), y_TD, layer.o, scale, layer.up, layer.down, backend=run.kernels)
+        return x_TD, again_TD
     x_TD = run.wanted(u_TD) + attention_branch(n_TD, layer, run, adapters)
     n_TD, x_TD = normalize(x_TD, scale, backend=run.kernels)
-    return x_TD + mlp_branch(n_TD, layer, run, adapters)
+    return x_TD + mlp_branch(n_TD, layer, run, adapters), again_TD
 
 
 @dataclass(frozen=True, slots=True)

@@ -201,8 +201,9 @@ class GPT(nn.Module):
             runs[-1] = replace(runs[-1], rows=rows)
         skips: list[Tensor] = []
         for virtual, i in enumerate(plan.encoder):
-            x_TD = serial_block(x_TD, layers[i], runs[virtual], per_layer[virtual])
-            skips.append(x_TD)
+            skip_TD = skips[-1] if skips else None
+            x_TD, again_TD = serial_block(x_TD, layers[i], runs[virtual], per_layer[virtual], skip_TD)
+            skips[-1:] = [x_TD] if again_TD is None else [again_TD, x_TD]
         skip_weight, skip_gate = self._cast(self.skip_weight).unbind(0), self._cast(self.skip_gate.sigmoid()).unbind(0)
         lane_weights = self._lane_weights()
         x: Stream = x_TD
@@ -215,7 +216,7 @@ class GPT(nn.Module):
                 entering = Blend(((gate, x if lanes is None else lanes[0]), (1 - gate, skip)))
                 x, lanes = (entering, None) if lanes is None else (x, (entering, lanes[1]))
             if lanes is None:
-                x = serial_block(x, layers[i], runs[virtual], per_layer[virtual])
+                x, _ = serial_block(x, layers[i], runs[virtual], per_layer[virtual])
             else:
                 lanes = parallel_block(lanes, layers[i], runs[virtual], per_layer[virtual], lane_weights[i])
         return x if lanes is None else self._join_lanes(lanes)

@@ -194,11 +194,11 @@ def two_lanes(x: list[Tensor], w: Tensor) -> list[Wanted]:
     return [Wanted(gated, True), Wanted(entered, False, 0.7), Wanted(joined[1], True, 0.3)]
 
 
-def tensors(x: list[Tensor], w: Tensor) -> list[Wanted]:
+def plain_tensors(x: list[Tensor], w: Tensor) -> list[Wanted]:
     return [Wanted(x[0], True), Wanted(Blend(((0.5, x[0]), (w[0], x[0]))), False, 0.6), Wanted(x[1], True, 0.3)]
 
 
-MIXTURES = pytest.mark.parametrize("mixture", [entry, entry_after_skip, two_lanes, tensors])
+MIXTURES = pytest.mark.parametrize("mixture", [entry, entry_after_skip, two_lanes, plain_tensors])
 
 
 @MIXTURES
@@ -206,7 +206,7 @@ def test_fused_mixing_has_the_values_and_gradients_of_the_formula(mixture: Any) 
     inputs = [random(6, 5) for _ in range(6)] + [random(6, 5)]
     results = []
     for backend in ("triton", "reference"):
-        found = mix(mixture(inputs[:6], inputs[6]), backend=backend)
+        found = mix(mixture(inputs[:6], inputs[6]), again_TD=inputs[1], backend=backend)
         total = sum((x * (n + x.detach().cos())).sum() for n, x in enumerate(found))
         results.append((*found, *torch.autograd.grad(total, inputs, materialize_grads=True)))
     torch.testing.assert_close(*results)
@@ -286,7 +286,8 @@ def test_operators_are_declared_correctly() -> None:
     torch.library.opcheck(mix_op, mixing)
     torch.library.opcheck(norm_op, (x, 0.7))
     torch.library.opcheck(norm_backward_op, (x, x + 1, x - 1, x[:, 0].exp(), 0.7))
-    torch.library.opcheck(mix_backward_op, ([x, x + 2, x - 1], *mixing))
+    torch.library.opcheck(mix_backward_op, ([x, x + 2, x - 1], *mixing, -1))
+    torch.library.opcheck(mix_backward_op, ([x, x + 2, x - 1, x + 3], *mixing, 1))
 
 
 # The tracer of torch 2.13 warns about itself.
@@ -366,10 +367,12 @@ for tokens, width in ((9, 24), (1, 32)):
         plan = (streams, weights, uses, written, scales)
         expected = mixing.mix_op(*plan)
         torch.testing.assert_close(triton_mixing.launch_mix(*plan, heads.NORM_EPS), expected)
-        grads = [torch.randn_like(x) for x in expected]
-        *dx, parts = triton_mixing.launch_mix_backward(grads, *plan, heads.NORM_EPS, 2)
-        *expected, whole = mixing.mix_backward_op(grads, *plan)
-        torch.testing.assert_close((*dx, parts.sum(0)), (*expected, whole.sum(0)), rtol=1e-4, atol=1e-5)
+        for again in (-1, count - 1):
+            grads = [torch.randn_like(x) for x in expected]
+            grads += [torch.randn(tokens, width)] * (again >= 0)
+            *dx, parts = triton_mixing.launch_mix_backward(grads, *plan, again, heads.NORM_EPS, 2)
+            *dexpected, whole = mixing.mix_backward_op(grads, *plan, again)
+            torch.testing.assert_close((*dx, parts.sum(0)), (*dexpected, whole.sum(0)), rtol=1e-4, atol=1e-5)
 """
 
 
