@@ -11,8 +11,9 @@ from torch import Tensor
 from golf_lightning.kernels.backend import KernelBackend
 from golf_lightning.kernels.heads import NORM_EPS, prepare_heads, serves_heads
 from golf_lightning.kernels.heads import exclude_self as exclude_self_fused
-from golf_lightning.kernels.mixing import mix_and_normalize
+from golf_lightning.kernels.mixing import Blend, Stream, Wanted, mix, normalize
 from golf_lightning.kernels.mlp import mlp, product
+from golf_lightning.kernels.residual import add_branches
 from golf_lightning.model.injection import Attend, LayerAdapters, Recorder
 from golf_lightning.model.rotary import rotate
 
@@ -67,28 +68,39 @@ def rms_norm(x: Tensor) -> Tensor:
     return F.rms_norm(x, (x.shape[-1],), eps=NORM_EPS)
 
 
-def enter(x_TD: Tensor, layer: LayerWeights, run: Pass) -> tuple[Tensor, Tensor]:
-    """The residual stream re-anchored at the embedding, and its norm divided by the root of the layer's number."""
-    return mix_and_normalize(x_TD, run.x0_TD, layer.mix, (layer.index + 1) ** -0.5, backend=run.kernels)
+def entry(x: Stream, layer: LayerWeights, run: Pass) -> Blend:
+    """The residual stream re-anchored at the embedding."""
+    return Blend(((layer.mix[0], x), (layer.mix[1], run.x0_TD)))
+
+
+def shrink(layer: LayerWeights) -> float:
+    """What a layer's norms are multiplied by: one over the root of its number."""
+    return float((layer.index + 1) ** -0.5)
 
 
 def attention_branch(n_TD: Tensor, layer: LayerWeights, run: Pass, adapters: LayerAdapters) -> Tensor:
     """The scaled attention output ``[T, D]`` for the normalized input ``n``."""
+    y_TD, n_TD = attention_heads(n_TD, layer, run, adapters)
+    out_TD = product(y_TD, layer.o, backend=run.kernels)
+    return out_TD if adapters.attn is None else adapters.attn(out_TD, n_TD, layer.attn_scale)
+
+
+def attention_heads(n_TD: Tensor, layer: LayerWeights, run: Pass, adapters: LayerAdapters) -> tuple[Tensor, Tensor]:
+    """What the heads make of the normalized input ``n``, ``[T, D]``, and ``n``; the wanted rows of both."""
     if run.recorder is not None:
         run.recorder(f"qkv.{layer.index}", n_TD)
     qkv_TC = F.linear(n_TD, layer.qkv)
     if adapters.qkv is not None:
         qkv_TC = adapters.qkv(qkv_TC, n_TD, None)
     if serves_heads(run.kernels, run.head_dim, run.cos_TR.shape[1]):
-        q, k, v = prepare_heads(qkv_TC, run.cos_TR, run.sin_TR, layer.q_gain, run.cu_seqlens, run.head_dim)
-        y_THK = exclude_self_fused(run.attend(q, k, v, False), v, run.cu_seqlens, exclude=run.xsa)
+        q, k, v, v_again = prepare_heads(qkv_TC, run.cos_TR, run.sin_TR, layer.q_gain, run.cu_seqlens, run.head_dim)
+        y_THK = exclude_self_fused(run.attend(q, k, v, False), v_again, run.cu_seqlens, exclude=run.xsa)
     else:
         y_THK = _attention(qkv_TC, layer, run)
     y_TD, n_TD = run.wanted(y_THK.flatten(-2)), run.wanted(n_TD)
     if run.recorder is not None:
         run.recorder(f"o.{layer.index}", y_TD)
-    out_TD = product(y_TD, layer.o, backend=run.kernels)
-    return out_TD if adapters.attn is None else adapters.attn(out_TD, n_TD, layer.attn_scale)
+    return y_TD, n_TD
 
 
 def _attention(qkv_TC: Tensor, layer: LayerWeights, run: Pass) -> Tensor:
@@ -111,9 +123,8 @@ def exclude_self(y_THK: Tensor, v_TGK: Tensor) -> Tensor:
     return (y_TGhK - along_TGh1 * unit_TG1K).flatten(1, 2)
 
 
-def mlp_branch(x_TD: Tensor, layer: LayerWeights, run: Pass, adapters: LayerAdapters) -> Tensor:
-    """The scaled MLP output for the residual stream ``x``, ``[T, D]``."""
-    n_TD = rms_norm(x_TD) * (layer.index + 1) ** -0.5
+def mlp_branch(n_TD: Tensor, layer: LayerWeights, run: Pass, adapters: LayerAdapters) -> Tensor:
+    """The scaled MLP output ``[T, D]`` for the normalized input ``n``."""
     observe = None
     if (recorder := run.recorder) is not None:
         recorder(f"up.{layer.index}", n_TD)
@@ -125,11 +136,20 @@ def mlp_branch(x_TD: Tensor, layer: LayerWeights, run: Pass, adapters: LayerAdap
     return out_TD if adapters.mlp is None else adapters.mlp(out_TD, n_TD, layer.mlp_scale)
 
 
-def serial_block(x_TD: Tensor, layer: LayerWeights, run: Pass, adapters: LayerAdapters) -> Tensor:
-    """Attention, then the MLP on its result."""
-    u_TD, n_TD = enter(x_TD, layer, run)
+def serial_block(
+    x: Stream, layer: LayerWeights, run: Pass, adapters: LayerAdapters, skip_TD: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """Attention, then the MLP on its result; and ``skip``, which is ``x`` where it is a skip, for its other use."""
+    scale = shrink(layer)
+    u_TD, n_TD, *again = mix([Wanted(entry(x, layer, run), True, scale)], again_TD=skip_TD, backend=run.kernels)
+    again_TD = again[0] if again else None
+    if adapters.attn is None and adapters.mlp is None and run.recorder is None:
+        y_TD, _ = attention_heads(n_TD, layer, run, adapters)
+        x_TD = add_branches(run.wanted(u_TD), y_TD, layer.o, scale, layer.up, layer.down, backend=run.kernels)
+        return x_TD, again_TD
     x_TD = run.wanted(u_TD) + attention_branch(n_TD, layer, run, adapters)
-    return x_TD + mlp_branch(x_TD, layer, run, adapters)
+    n_TD, x_TD = normalize(x_TD, scale, backend=run.kernels)
+    return x_TD + mlp_branch(n_TD, layer, run, adapters), again_TD
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,22 +162,22 @@ class LaneWeights:
 
 
 def parallel_block(
-    lanes: tuple[Tensor, Tensor], layer: LayerWeights, run: Pass, adapters: LayerAdapters, lane: LaneWeights | None
-) -> tuple[Tensor, Tensor]:
+    lanes: tuple[Stream, Stream], layer: LayerWeights, run: Pass, adapters: LayerAdapters, lane: LaneWeights | None
+) -> tuple[Blend, Blend]:
     """Attention reads lane 0, the MLP reads lane 1, at the same time.
 
     With ``lane`` the outputs are routed to both lanes (record #1530 v2); without, each stays on its own (PR #1536).
     """
-    lane0_TD, lane1_TD = lanes
-    u_TD, n_TD = enter(lane0_TD, layer, run)
-    lane0_TD, lane1_TD, u_TD = run.wanted(lane0_TD), run.wanted(lane1_TD), run.wanted(u_TD)
+    entered, scale = entry(lanes[0], layer, run), shrink(layer)
+    first = [Wanted(entered, True, scale)] if lane is None else [Wanted(lanes[0], True), Wanted(entered, False, scale)]
+    lane0_TD, n_TD, lane1_TD, m_TD = mix([*first, Wanted(lanes[1], True, scale)], backend=run.kernels)
+    lane0_TD, lane1_TD, m_TD = run.wanted(lane0_TD), run.wanted(lane1_TD), run.wanted(m_TD)
     attn_TD = attention_branch(n_TD, layer, run, adapters)
-    mlp_TD = mlp_branch(lane1_TD, layer, run, adapters)
+    mlp_TD = mlp_branch(m_TD, layer, run, adapters)
     if lane is None:
-        return u_TD + attn_TD, lane1_TD + mlp_TD
-    joined = [
-        residual * x + attn * attn_TD + mlp * mlp_TD
-        for x, residual, attn, mlp in zip((lane0_TD, lane1_TD), lane.residual, lane.attn, lane.mlp, strict=True)
-    ]
-    lane0_TD, lane1_TD = joined
-    return lane0_TD, lane1_TD
+        return Blend(((1.0, lane0_TD), (1.0, attn_TD))), Blend(((1.0, lane1_TD), (1.0, mlp_TD)))
+    lane0, lane1 = (
+        Blend(((residual, x_TD), (attn, attn_TD), (mlp, mlp_TD)))
+        for x_TD, residual, attn, mlp in zip((lane0_TD, lane1_TD), lane.residual, lane.attn, lane.mlp, strict=True)
+    )
+    return lane0, lane1
