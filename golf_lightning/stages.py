@@ -28,7 +28,6 @@ from golf_lightning.evaluation.packed import score_packed
 from golf_lightning.evaluation.scores import DocumentScores, ScoreProgress
 from golf_lightning.evaluation.sharing import DocumentQueue
 from golf_lightning.evaluation.ttt import score_documents
-from golf_lightning.kernels.backend import choose_kernels
 from golf_lightning.reporting.console import say
 from golf_lightning.reporting.documents import add_documents
 
@@ -184,7 +183,7 @@ def _score(
     )
     module.result.documents = add_documents(module.result.documents, name, scores, module.device)
     tokens = np.asarray(part.tokens[: part.total_targets + 1])
-    plan = window_plan(config, choose_kernels(module.model.kernels, module.device, module.model.compute_dtype))
+    plan = window_plan(config)
     breakdown = Breakdown.of(part, scores, plan, count(tokens[:-1], tokens[1:]))
     if queue.world_size > 1:
         sums = torch.from_numpy(breakdown.stacked()).to(module.device)

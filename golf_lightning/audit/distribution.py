@@ -1,5 +1,7 @@
 """Is a score the logarithm of a probability in a distribution that exists before the target is known?"""
 
+import dataclasses
+
 import numpy as np
 import torch
 
@@ -81,10 +83,12 @@ def _total(subject: Subject, document: Tokens, place: int, *, again: bool) -> fl
         return changed
 
     vocabulary, length = subject.model.config.vocab_size, len(document)
-    nats = subject.nats(np.concatenate([variant(token) for token in range(vocabulary)]))
+    # All of them from the same weights: a global phase would have learned from the document's other variants.
+    config = dataclasses.replace(subject.config, sgd_documents=0)
+    nats = subject.nats(np.concatenate([variant(token) for token in range(vocabulary)]), config)
     p_V = torch.exp(-nats[place - 1 :: length].clone())
     assert len(p_V) == vocabulary, "one target at this place for each token of the vocabulary"
     if again:
         for token in p_V.topk(min(LIKELIEST, vocabulary)).indices.tolist():
-            p_V[token] = torch.exp(-subject.nats(variant(token))[place - 1])
+            p_V[token] = torch.exp(-subject.nats(variant(token), config)[place - 1])
     return float(p_V.sum())

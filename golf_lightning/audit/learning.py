@@ -8,6 +8,7 @@ from torch import Tensor
 from golf_lightning.audit.replay import exact_copy, replay_document
 from golf_lightning.audit.report import Check
 from golf_lightning.audit.subject import Subject
+from golf_lightning.evaluation.global_phase import global_sgd
 
 # N tokens of the split
 
@@ -62,6 +63,8 @@ def check_replay(subject: Subject, nats: Tensor) -> Check:
     stream, device = subject.stream, exact.embedding.device
     scores, stray = [], 0.0
     for document in range(len(stream)):
+        if document == subject.config.sgd_documents > 0:
+            global_sgd(exact, stream, subject.config)
         subject.progress(f"replaying document {document + 1} of {len(stream)} in float64")
         if stream.targets[document]:
             tokens = torch.from_numpy(stream[document]).to(device)

@@ -149,9 +149,12 @@ def small_split(stream: DocumentStream, generator: np.random.Generator, *, docum
 
 
 def small_config(config: TTTConfig, window_chunks: int) -> TTTConfig:
-    """The same way of scoring with a window of so many chunks, and no budget or part to warn of."""
+    """The same way of scoring with a window of so many chunks, and no budget or part to warn of.
+
+    A global phase comes after two documents at most, so that the sample goes through it.
+    """
     window = min(config.window, window_chunks * config.chunk)
-    return dataclasses.replace(whole(config), window=window)
+    return dataclasses.replace(whole(config), window=window, sgd_documents=min(config.sgd_documents, 2))
 
 
 def whole(config: TTTConfig) -> TTTConfig:

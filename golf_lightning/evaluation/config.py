@@ -29,6 +29,9 @@ class TTTConfig:
         chunk: targets scored, then learned from, at a time.
         window: longest context of a chunk with the chunk itself, in tokens; at least ``chunk``.
         steps: gradient steps on each chunk, after it is scored.
+        sgd_documents: after so many documents are scored, the model itself takes one pass of SGD over them, in stream
+            order; this makes the scores of later documents depend on the order of documents. 0 for none.
+        sgd_lr: learning rate of that pass.
         slots: documents open at a time, the knob for memory: 84 MB each at full size, 120 MB in cached mode.
         rows: most tokens in one forward pass; at least ``window``.
         order: in which documents enter: as they come (stream); longest first among 4,096 (window) or all (sorted), both
@@ -49,6 +52,8 @@ class TTTConfig:
     chunk: int = 16
     window: int = 2048
     steps: int = 1
+    sgd_documents: int = 0
+    sgd_lr: float = 1e-3
     slots: int = 256
     rows: int = 32_768
     order: Order = "stream"
@@ -63,7 +68,7 @@ class TTTConfig:
             raise GolfError(f"mode is {self.mode!r}; choose exact or cached.")
         if self.order not in ("stream", "window", "sorted"):
             raise GolfError(f"order is {self.order!r}; choose stream, window or sorted.")
-        for name in ("lr", "weight_decay"):
+        for name in ("lr", "weight_decay", "sgd_lr"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise GolfError(f"{name} is {getattr(self, name)}; it must be 0 or more, and finite.")
         for name in ("beta1", "beta2"):
@@ -78,6 +83,10 @@ class TTTConfig:
             raise GolfError(f"window is {self.window}, shorter than a chunk of {self.chunk}; choose a longer window.")
         if self.rows < self.window:
             raise GolfError(f"rows is {self.rows}, too few for one window of {self.window}; choose at least that many.")
+        if self.sgd_documents < 0:
+            raise GolfError(f"sgd_documents is {self.sgd_documents}; it must be at least 1, or 0 for no global phase.")
+        if self.sgd_documents and self.order != "stream":
+            raise GolfError(f"sgd_documents needs the documents in stream order, not order {self.order}.")
         if not 0 <= self.seed < 2**63:
             raise GolfError(f"seed is {self.seed}; choose a number from 0 to 2^63 - 1.")
         check_part(self.max_documents, self.fraction)

@@ -19,10 +19,11 @@ from torch import Tensor
 from golf_lightning.evaluation.config import TTTConfig
 from golf_lightning.evaluation.slot_state import SlotState
 from golf_lightning.evaluation.slots import Step, WindowPlan
-from golf_lightning.kernels.backend import KernelBackend, choose_kernels
+from golf_lightning.kernels.backend import choose_kernels
 from golf_lightning.kernels.chunk_attention import Chunks, Kept, chunk_attention, keep_, places
 from golf_lightning.kernels.cross_entropy import IGNORED
 from golf_lightning.kernels.low_rank import RowSlots
+from golf_lightning.kernels.slot_adamw import Learning
 from golf_lightning.model.adapters import DocumentAdapters, adapter_groups
 from golf_lightning.model.gpt import GPT
 from golf_lightning.model.injection import Attend, Context
@@ -32,18 +33,17 @@ from golf_lightning.model.injection import Attend, Context
 MOST_TOGETHER = 256
 """Documents of a pass: FlashAttention-4 has one kernel for up to 256 segments."""
 
-FINE_TILE, WIDE_TILE = 16, 64
-"""Rows of a tile: tensor cores want 16 at least, and wider tiles read a slot's matrices less often."""
+SPAN = 128
+"""Rows that an adapter's program takes at most: wide ones read a slot's matrices less often."""
 
 FIELDS = 8
 """Numbers that describe a document's part in a pass."""
 
 
-def window_plan(config: TTTConfig, backend: KernelBackend) -> WindowPlan:
-    """How documents are cut, padded as the kernels of ``backend`` want it."""
+def window_plan(config: TTTConfig) -> WindowPlan:
+    """How documents are cut; the reference gathers matrices by tiles, and many small ones take memory."""
     cached = config.mode == "cached"
-    tile = WIDE_TILE if backend == "triton" and not cached else FINE_TILE
-    return WindowPlan(chunk=config.chunk, window=config.window, cached=cached, tile=tile)
+    return WindowPlan(chunk=config.chunk, window=config.window, cached=cached, tile=8 if cached else 16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +78,8 @@ class Engine:
         self.device = device = model.embedding.device
         self.backend = choose_kernels(model.kernels, device, model.compute_dtype)
         cached = config.mode == "cached"
-        self.plan = window_plan(config, self.backend)
-        self.chunk_rows = -(-config.chunk // FINE_TILE) * FINE_TILE
-        self.chunk_tile = next(tile for tile in (64, 32, 16) if self.chunk_rows % tile == 0)
+        self.plan = window_plan(config)
+        self.chunk_rows = self.plan.chunk_rows
         self.shapes = self._choose_shapes()
         dtype = torch.promote_types(model.compute_dtype, torch.float32)
         self.nats = torch.zeros(documents + 1, dtype=torch.float64, device=device)
@@ -98,7 +97,7 @@ class Engine:
         if self.groups:
             self.state = SlotState(
                 self.groups, model.config.width, config,
-                dtype=dtype, compute_dtype=model.compute_dtype, device=device, backend=self.backend,
+                dtype=dtype, compute_dtype=model.compute_dtype, device=device,
             )  # fmt: skip
         self.kept: list[Kept] = []
         if cached:
@@ -114,10 +113,11 @@ class Engine:
         """From the largest to the smallest, a half of the one before each; on a CPU none are needed."""
         if self.device.type != "cuda":
             return []
-        together, shapes = min(self.config.slots, MOST_TOGETHER), []
+        together, shapes = min(self.config.slots, MOST_TOGETHER), list[PassShape]()
         if self.plan.cached:
             together = min(together, max(self.config.rows // self.plan.chunk_rows, 1))
-            while together >= 1:
+            # Kernels are compiled anew for rows that are no multiple of 16.
+            while together >= 1 and (not shapes or together * self.plan.chunk_rows % 16 == 0):
                 shapes.append(PassShape(together * self.plan.chunk_rows, together))
                 together //= 2
             return shapes
@@ -199,59 +199,63 @@ class Engine:
     def _pass(self, shape: PassShape, fields: Tensor) -> None:
         slot_S, learner_S, begin_S, position_S, rows_S, row_S, count_S, document_S = fields.unbind(0)
         bounds = F.pad(rows_S.cumsum(0), (1, 0)).int()
-        inputs_T, tile_slots = self._inputs(shape, slot_S, begin_S, row_S + count_S, bounds)
+        inputs_T = self._inputs(shape, begin_S, row_S + count_S, bounds)
         chunk_C = torch.arange(self.chunk_rows, device=self.device)
         place_Sc = begin_S[:, None] + row_S[:, None] + chunk_C
         within_Sc = chunk_C < count_S[:, None]
         target_Sc = self.tokens[(place_Sc + 1).clamp_(max=self.tokens.shape[0] - 1)].long()
         targets = torch.where(within_Sc, target_Sc, IGNORED).flatten()
-        learner = learner_S.int()
-        rows = RowSlots(self.plan.tile, tile_slots, bounds, learner)
+        learner, slot = learner_S.int(), slot_S.int()
         chunk_bounds = torch.arange(shape.documents + 1, device=self.device, dtype=torch.int32) * self.chunk_rows
-        chunk_slots = slot_S.int().repeat_interleave(self.chunk_rows // self.chunk_tile)
-        heads = RowSlots(self.chunk_tile, chunk_slots, chunk_bounds, learner)
-        if self.plan.cached:
-            rows = heads
+        of_head = {"total": shape.documents * self.chunk_rows, "tile": self.chunk_rows}
+        span = min(SPAN, self.chunk_rows)
+        heads = rows = RowSlots(chunk_bounds, slot, learner, **of_head, span=span, last=self.config.slots)
+        if not self.plan.cached:
+            of_rows = {"total": shape.rows, "tile": self.plan.tile}
+            rows = RowSlots(bounds, slot, learner, **of_rows, span=SPAN, last=self.config.slots)
         at_S = (bounds[:-1] + row_S)[:, None]
         chunk_rows = None if self.plan.cached else (at_S + chunk_C).clamp_(max=shape.rows - 1).flatten()
         chunks = Chunks(slot_S.int(), position_S.int(), self.config.chunk, self.config.window)
         for turn in range(self.config.steps):
+            learning = None if self.state is None else self.state.learning(learner)
             with torch.set_grad_enabled(self.state is not None):
-                nll = self._forward(inputs_T, targets, bounds, chunk_rows, rows, heads, chunks, keeps=turn == 0)
+                nll = self._forward(inputs_T, targets, bounds, chunk_rows, rows, heads, chunks, learning, turn == 0)
             if turn == 0:
                 self._add(nll.detach().view_as(within_Sc), within_Sc, document_S, place_Sc)
-            if self.state is None:
+            if self.state is None or learning is None:
                 return
-            leaves = self.state.leaves
             # Where a document ends its loss has no reader: its slot learns nothing and is reset before it is used.
-            flat = torch.autograd.grad(nll.sum() / self.config.chunk, list(itertools.chain(*leaves.values())))
-            parts = iter(flat)
-            self.state.update(learner, {name: [next(parts) for _ in layers] for name, layers in leaves.items()})
+            loss = nll.sum() / self.config.chunk
+            if self.backend == "triton":
+                loss.backward()
+                if learning.aside is not None:
+                    learning.aside.join()
+                continue
+            leaves = self.state.leaves
+            parts = iter(torch.autograd.grad(loss, list(itertools.chain(*leaves.values()))))
+            self.state.update(learning, {name: [next(parts) for _ in layers] for name, layers in leaves.items()})
 
-    def _inputs(
-        self, shape: PassShape, slot_S: Tensor, begin_S: Tensor, length_S: Tensor, bounds: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Tokens ``[T]`` of all rows, 0 in padding, and the slot of each tile."""
+    def _inputs(self, shape: PassShape, begin_S: Tensor, length_S: Tensor, bounds: Tensor) -> Tensor:
+        """Tokens ``[T]`` of all rows, 0 in padding."""
         row_T = torch.arange(shape.rows, device=self.device, dtype=torch.int32)
         segment_T = torch.searchsorted(bounds[1:], row_T, right=True)
         known_T = segment_T.clamp(max=shape.documents - 1)
         offset_T = row_T - bounds[known_T]
         place_T = (begin_S[known_T] + offset_T).clamp_(max=self.tokens.shape[0] - 1)
         inside_T = (segment_T < shape.documents) & (offset_T < length_S[known_T])
-        tile_segment = segment_T[:: self.plan.tile]
-        slots = F.pad(slot_S, (0, 1), value=self.config.slots)[tile_segment].int()
-        return torch.where(inside_T, self.tokens[place_T].long(), 0), slots
+        return torch.where(inside_T, self.tokens[place_T].long(), 0)
 
     def _forward(
         self, inputs_T: Tensor, targets: Tensor, bounds: Tensor, chunk_rows: Tensor | None, rows: RowSlots,
-        heads: RowSlots, chunks: Chunks, *, keeps: bool,
+        heads: RowSlots, chunks: Chunks, learning: Learning | None, keeps: bool,
     ) -> Tensor:  # fmt: skip
         """Nats of the chunks' targets, ``[S c]``."""
         adapters = None
         if self.state is not None:
             adapters = DocumentAdapters(
-                self.groups, self.state.leaves, rows, heads, scale=self.config.adapters.scale, backend=self.backend
-            )
+                self.groups, self.state.leaves, rows, heads, scale=self.config.adapters.scale, backend=self.backend,
+                states=self.state.layers, learning=learning if self.backend == "triton" else None,
+            )  # fmt: skip
         context = self._context(chunks, keeps) if self.plan.cached else None
         n_ScD = self.model.features(inputs_T, bounds, adapters=adapters, context=context, rows=chunk_rows)
         return self.model.nll(n_ScD, targets, adapters=adapters)

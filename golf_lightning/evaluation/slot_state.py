@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from golf_lightning.evaluation.config import TTTConfig
-from golf_lightning.kernels.backend import KernelBackend
-from golf_lightning.kernels.slot_adamw import AdamWConstants, SlotTensor, adamw_, corrections
+from golf_lightning.kernels.slot_adamw import AdamWConstants, Aside, Learning, SlotTensor, adamw_, corrections
 from golf_lightning.model.adapters import AdapterGroup, initial_a
 
 # P slots, S documents of a step, F documents that enter, U layers, D width, O outputs, r rank, R = r times sites
@@ -27,11 +26,11 @@ class SlotState:
         dtype: dtype of all values, at least float32.
         compute_dtype: dtype in which the model uses them.
         device: where they live.
-        backend: see :func:`~golf_lightning.kernels.slot_adamw.adamw_`.
 
     Attributes:
         leaves: by group and part, ``qkv.a`` and so on, one tensor a virtual layer, ``[P, R, D]`` or ``[P, O, r]``, in
             the compute dtype, to run and to differentiate by. They follow every update.
+        layers: the same with their optimizer state.
     """
 
     def __init__(
@@ -43,9 +42,9 @@ class SlotState:
         dtype: torch.dtype,
         compute_dtype: torch.dtype,
         device: torch.device,
-        backend: KernelBackend,
     ) -> None:
-        self.groups, self.config, self.backend = list(groups), config, backend
+        self.groups, self.config = list(groups), config
+        self._aside = Aside() if device.type == "cuda" else None
         self.empty, self.dtype = config.slots, dtype
         self.constants = AdamWConstants(
             **{name: getattr(config, name) for name in ("lr", "beta1", "beta2", "eps", "weight_decay")}
@@ -66,7 +65,7 @@ class SlotState:
             name: [layer.detach().requires_grad_() for layer in tensor.used.unbind(0)]
             for name, tensor in self._tensors.items()
         }
-        self._layers = {name: _by_layer(tensor) for name, tensor in self._tensors.items()}
+        self.layers = {name: _by_layer(tensor) for name, tensor in self._tensors.items()}
 
     @torch.no_grad()
     def reset(self, slots_F: Tensor, documents_F: Tensor) -> None:
@@ -88,18 +87,18 @@ class SlotState:
                     whole[:, :, rows].index_copy_(1, slots_F, noise.transpose(0, 1).to(whole.dtype))
 
     @torch.no_grad()
-    def update(self, slots_S: Tensor, grads: Mapping[str, Sequence[Tensor]]) -> None:
-        """One AdamW step of each of these slots.
-
-        Args:
-            slots_S: int32, on the device; the last slot stands for none.
-            grads: gradients of :attr:`leaves`, alike in structure.
-        """
+    def learning(self, slots_S: Tensor) -> Learning:
+        """The next step of these slots, counted as taken: int32, on the device; the last slot stands for none."""
         self._steps.index_add_(0, slots_S, torch.ones_like(slots_S, dtype=torch.float64))
         corrected = corrections(self._steps.index_select(0, slots_S), self.constants, self.dtype)
-        for name, layers in self._layers.items():
+        return Learning(slots_S, corrected, self.constants, self._aside)
+
+    @torch.no_grad()
+    def update(self, learning: Learning, grads: Mapping[str, Sequence[Tensor]]) -> None:
+        """Take a step by gradients of :attr:`leaves`, alike in structure."""
+        for name, layers in self.layers.items():
             for tensor, grad in zip(layers, grads[name], strict=True):
-                adamw_(tensor, grad, slots_S, corrected, self.constants, backend=self.backend)
+                adamw_(tensor, grad, learning)
 
 
 def _by_layer(tensor: SlotTensor) -> list[SlotTensor]:

@@ -2,7 +2,7 @@
 
 The method is the document-independent LoRA test-time training of the parameter-golf records (PR #1536, #1530 v2), with
 documents in stream order and noise that belongs to the document. A chunk's scores are fixed before anything has learned
-from it, each target is scored once, and nothing passes from one document to another.
+from it, each target is scored once, and nothing passes from one document to another unless a global phase is on.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ from golf_lightning.errors import GolfError
 from golf_lightning.evaluation.config import TTTConfig
 from golf_lightning.evaluation.documents import DocumentStream, Ids
 from golf_lightning.evaluation.engine import Engine
+from golf_lightning.evaluation.global_phase import global_sgd, restored
 from golf_lightning.evaluation.journal import Journal
 from golf_lightning.evaluation.scores import DocumentScores, ScoreProgress
 from golf_lightning.evaluation.slots import schedule
@@ -67,8 +68,11 @@ def score_documents(
         Sums by document; for documents that were not asked for they are 0.
 
     Raises:
-        GolfError: a token is outside the model's vocabulary, or a score is not finite.
+        GolfError: a token is outside the model's vocabulary, a score is not finite, or a global phase of SGD is asked
+            for on several ranks.
     """
+    if config.sgd_documents and ranks > 1:
+        raise GolfError("A global phase of SGD runs in one process; use one device, or set sgd_documents to 0.")
     stream = stream.part(max_documents=config.max_documents, fraction=config.fraction)
     known = {} if journal is None else journal.all_known
     order = [i for i in stream.order(config.order) if i not in known] if documents is None else documents
@@ -77,7 +81,7 @@ def score_documents(
     # Bytes before each target of the stream, so that a chunk's bytes are one subtraction.
     bytes_before = np.concatenate([[0], np.cumsum(token_bytes(tokens[:-1], tokens[1:]), dtype=np.int64)])
     # Lightning tests under inference mode, where nothing can be learned.
-    with torch.inference_mode(False), frozen(model):
+    with torch.inference_mode(False), frozen(model), restored(model, config):
         model.extend_positions(_positions(stream, config))
         began = time.monotonic()
         engine = Engine(
@@ -93,9 +97,12 @@ def score_documents(
             ranks=ranks, journal=journal,
         )  # fmt: skip
         limits = {"slots": config.slots, "rows": engine.most.rows, "together": engine.most.documents}
-        for step in schedule(stream.targets, _noted(order, taken), engine.plan, **limits):
-            engine.run(step)
-            watch.look(step)
+        for number, part in enumerate(_phases(order, config.sgd_documents)):
+            if number:
+                global_sgd(model, stream, config)
+            for step in schedule(stream.targets, _noted(part, taken), engine.plan, **limits):
+                engine.run(step)
+                watch.look(step)
         seconds = watch.report().seconds
     assert known.keys().isdisjoint(taken), "a document that is known must not be scored again"
     done = {} if journal is None else journal.known
@@ -113,6 +120,15 @@ def frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter in asking:
             parameter.requires_grad_(True)
+
+
+def _phases(order: Iterable[int], before: int) -> list[Iterable[int]]:
+    """The documents before and after the global phase, or all of them where there is none."""
+    if not before:
+        return [order]
+    order = list(order)
+    early, late = ([i for i in order if (i < before) == first] for first in (True, False))
+    return [early, late] if late else [early]
 
 
 def _check_vocabulary(tokens: Ids, model: GPT) -> None:

@@ -8,7 +8,7 @@ weights are summed over tokens while the rows are at hand.
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,8 @@ from torch import Tensor
 
 from golf_lightning.kernels.backend import KernelBackend
 from golf_lightning.kernels.heads import NORM_EPS
+from golf_lightning.kernels.joining import MOST_TERMS, join
+from golf_lightning.kernels.mixing_ops import FusedMix, Plan, wide
 
 # T tokens, D width, N weights, P parts of a sum
 
@@ -41,17 +43,23 @@ class Wanted(NamedTuple):
         stream: the stream.
         written: whether its values are wanted.
         scale: its root-mean-square norm times this is wanted; 0 for none.
+        readers: how often the norm is given, once for each place that reads it.
     """
 
     stream: Stream
     written: bool
     scale: float = 0.0
+    readers: int = 1
 
 
 def mix(
-    wanted: Sequence[Wanted], *, again_TD: Tensor | None = None, backend: KernelBackend = "reference"
+    wanted: Sequence[Wanted],
+    *,
+    again_TD: Tensor | None = None,
+    backend: KernelBackend = "reference",
+    frozen: bool = False,
 ) -> list[Tensor]:
-    """Values and norm, as far as asked for, of each wanted stream in order, ``[T, D]`` each.
+    """Values and norms, as far as asked for, of each wanted stream in order, ``[T, D]`` each.
 
     A blend that was wanted before may appear in later ones; it is computed once.
 
@@ -60,34 +68,28 @@ def mix(
         again_TD: one of the streams, which is also needed elsewhere; the last result is what to use there. The fused
             path then adds its two gradients where it has one at hand.
         backend: ``reference`` or ``triton``.
+        frozen: no weight asks for a gradient. The fused path then takes each sum by itself, without compilation, and
+            adds what the readers of a norm give back where it has it at hand.
     """
-    if backend == "triton":
+    if backend == "triton" and not frozen:
         return _fused(wanted, again_TD)
-    return _plain(wanted) + ([] if again_TD is None else [again_TD])
+    return (_joined(wanted) if frozen else _plain(wanted)) + ([] if again_TD is None else [again_TD])
 
 
-def normalize(x_TD: Tensor, scale: float, *, backend: KernelBackend = "reference") -> tuple[Tensor, Tensor]:
-    """``scale`` times the root-mean-square norm of ``x``, and ``x`` to go on with.
-
-    The fused path keeps its result for the backward pass and not ``x``, which may then be added to in place, and adds
-    the two gradients of ``x`` where it reads them.
-    """
-    return _Norm.apply(x_TD, scale) if backend == "triton" else (_norm(x_TD, scale), x_TD)
-
-
-def _norm(x_TD: Tensor, scale: float) -> Tensor:
+def norm(x_TD: Tensor, scale: float) -> Tensor:
+    """``scale`` times the root-mean-square norm of each row."""
     return F.rms_norm(x_TD, x_TD.shape[-1:], eps=NORM_EPS) * scale
 
 
 def _plain(wanted: Sequence[Wanted]) -> list[Tensor]:
     done: list[tuple[Stream, Tensor]] = []
     results = []
-    for stream, written, scale in wanted:
+    for stream, written, scale, readers in wanted:
         x_TD = _evaluate(stream, done)
         done.append((stream, x_TD))
         results += [x_TD] * written
         if scale:
-            results.append(_norm(x_TD, scale))
+            results += [norm(x_TD, scale)] * readers
     return results
 
 
@@ -105,18 +107,35 @@ def _weighted(weight: Tensor | float, x_TD: Tensor) -> Tensor:
     return x_TD if isinstance(weight, float) and weight == 1.0 else x_TD * weight
 
 
-class Plan(NamedTuple):
-    """Which sums to form. Values are the streams in order, then the sums.
+def _joined(wanted: Sequence[Wanted]) -> list[Tensor]:
+    sums: list[Stream] = []
+    values: list[Tensor] = []
+    results: list[Tensor] = []
+    for stream, written, scale, readers in wanted:
+        if isinstance(stream, Blend) or scale:
+            x_TD, *norms = _join(stream, sums, values, scale, readers if scale else 0)
+            sums.append(stream)
+            values.append(x_TD)
+        else:
+            x_TD, norms = stream, []
+        results += [x_TD] * written + norms
+    return results
 
-    Attributes:
-        uses: for each sum a mask of the values in it.
-        written: for each sum whether its values are results.
-        scales: for each sum the factor of its norm; 0 where that is no result.
-    """
 
-    uses: tuple[int, ...]
-    written: tuple[bool, ...]
-    scales: tuple[float, ...]
+def _join(stream: Stream, sums: list[Stream], values: list[Tensor], scale: float, readers: int) -> tuple[Tensor, ...]:
+    """A stream as one sum of as many terms as the kernel takes; blends inside it as sums of their own if need be."""
+    terms = _flatten(stream, sums) if isinstance(stream, Blend) else [(1.0, stream)]
+    if len(terms) > MOST_TERMS:
+        assert isinstance(stream, Blend)
+        done = [isinstance(x, Tensor) or _place(sums, x) >= 0 for _, x in stream.terms]
+        terms = [
+            (weight, x if known else _join(x, sums, values, 0.0, 0)[0])
+            for (weight, x), known in zip(stream.terms, done, strict=True)
+        ]
+    streams = [x if isinstance(x, Tensor) else values[_place(sums, x)] for _, x in terms]
+    plain = all(isinstance(weight, float) and weight == 1.0 for weight, _ in terms)
+    weights = None if plain else _stack([weight for weight, _ in terms], streams[0])
+    return join(streams, weights, scale=scale, readers=readers)
 
 
 def _fused(wanted: Sequence[Wanted], again_TD: Tensor | None) -> list[Tensor]:
@@ -125,7 +144,7 @@ def _fused(wanted: Sequence[Wanted], again_TD: Tensor | None) -> list[Tensor]:
     sums: list[Stream] = []
     flat: list[list[tuple[Tensor | float, Stream]]] = []
     streams: list[Tensor] = []
-    for stream, _, _ in asked:
+    for stream, *_ in asked:
         flat.append(_flatten(stream, sums) if isinstance(stream, Blend) else [(1.0, stream)])
         for _, x in flat[-1]:
             if isinstance(x, Tensor) and _place(streams, x) < 0:
@@ -144,13 +163,13 @@ def _fused(wanted: Sequence[Wanted], again_TD: Tensor | None) -> list[Tensor]:
         tuple(uses), tuple(w.written and isinstance(w.stream, Blend) for w in asked), tuple(w.scale for w in asked)
     )
     again = -1 if again_TD is None else _place(streams, again_TD)
-    found = list(_Mix.apply(_stack(weights, streams[0]), plan, again, *streams))
+    found = list(FusedMix.apply(_stack(weights, streams[0]), plan, again, *streams))
     results: list[Tensor] = []
-    for stream, written, scale in wanted:
+    for stream, written, scale, readers in wanted:
         if written:
             results.append(found.pop(0) if isinstance(stream, Blend) else stream)
         if scale:
-            results.append(found.pop(0))
+            results += [found.pop(0)] * readers
     return results + found
 
 
@@ -178,195 +197,4 @@ def _place(values: Sequence[Stream], x: Stream) -> int:
 
 
 def _product(outer: Tensor | float, inner: Tensor | float) -> Tensor | float:
-    return (_wide(outer) if isinstance(outer, Tensor) else outer) * inner
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _sums(streams: Sequence[Tensor], weights_ND: Tensor, uses: Sequence[int]) -> tuple[list[Tensor], list[list[int]]]:
-    """All values in at least float32, and the values that each sum takes."""
-    values, terms, row = [_wide(x) for x in streams], [], 0
-    for mask in uses:
-        terms.append([value for value in range(len(values)) if mask >> value & 1])
-        values.append(sum(weights_ND[row + n] * values[value] for n, value in enumerate(terms[-1])))  # type: ignore[arg-type]
-        row += len(terms[-1])
-    return values, terms
-
-
-@torch.library.custom_op("golf::mix", mutates_args=())
-def mix_op(
-    streams: Sequence[Tensor], weights_ND: Tensor, uses: Sequence[int], written: Sequence[bool], scales: Sequence[float]
-) -> list[Tensor]:
-    """See :func:`mix` and :class:`Plan`; the weights are those of the first sum, then of the next."""
-    values, _ = _sums(streams, weights_ND, uses)
-    results = []
-    for total_TD, wanted, scale in zip(values[len(streams) :], written, scales, strict=True):
-        results += [total_TD] * wanted
-        if scale:
-            results.append(total_TD * (scale * torch.rsqrt(total_TD.square().mean(-1, keepdim=True) + NORM_EPS)))
-    # As an operator's results may not share memory with its inputs, nothing here is a view of them.
-    return [x_TD.to(streams[0].dtype, copy=True) for x_TD in results]
-
-
-@mix_op.register_fake
-def _mix_shapes(
-    streams: Sequence[Tensor], weights: Tensor, uses: Sequence[int], written: Sequence[bool], scales: Sequence[float]
-) -> list[Tensor]:
-    x = streams[0]
-    return [x.new_empty(x.shape) for _ in range(sum(written) + sum(scale != 0 for scale in scales))]
-
-
-@mix_op.register_kernel("cuda")
-def _mix_on_gpu(
-    streams: Sequence[Tensor], weights: Tensor, uses: Sequence[int], written: Sequence[bool], scales: Sequence[float]
-) -> list[Tensor]:
-    from golf_lightning.kernels.triton_mixing import launch_mix
-
-    return launch_mix([x.contiguous() for x in streams], weights.contiguous(), uses, written, scales, NORM_EPS)
-
-
-@torch.library.custom_op("golf::mix_backward", mutates_args=())
-def mix_backward_op(
-    grads: Sequence[Tensor],
-    streams: Sequence[Tensor],
-    weights_ND: Tensor,
-    uses: Sequence[int],
-    written: Sequence[bool],
-    scales: Sequence[float],
-    again: int,
-) -> list[Tensor]:
-    """Gradients of the streams, and last that of the weights in parts to be added up ``[P, N, D]``, at least float32.
-
-    ``grads`` are those of the results, in their order, and last one to add to that of the stream ``again``, if not -1.
-    """
-    values, terms = _sums(streams, weights_ND, uses)
-    slopes = [torch.zeros_like(value) for value in values]
-    if again >= 0:
-        slopes[again] += grads[-1]
-        grads = grads[:-1]
-    left, dweights, row = list(grads), [], weights_ND.shape[0]
-    for j in reversed(range(len(uses))):
-        total_TD, slope_TD = values[len(streams) + j], slopes[len(streams) + j]
-        if scales[j]:
-            inverse = torch.rsqrt(total_TD.square().mean(-1, keepdim=True) + NORM_EPS)
-            unit_TD, g_TD = total_TD * inverse, _wide(left.pop()) * scales[j]
-            slope_TD += inverse * (g_TD - unit_TD * (g_TD * unit_TD).mean(-1, keepdim=True))
-        if written[j]:
-            slope_TD += left.pop()
-        row -= len(terms[j])
-        for n, value in enumerate(terms[j]):
-            dweights.append((row + n, (slope_TD * values[value]).sum(0)))
-            slopes[value] += weights_ND[row + n] * slope_TD
-    rows = [dweight for _, dweight in sorted(dweights, key=lambda pair: pair[0])]
-    return [x.to(streams[0].dtype) for x in slopes[: len(streams)]] + [torch.stack(rows)[None]]
-
-
-@mix_backward_op.register_fake
-def _mix_backward_shapes(
-    grads: Sequence[Tensor],
-    streams: Sequence[Tensor],
-    weights: Tensor,
-    uses: Sequence[int],
-    written: Sequence[bool],
-    scales: Sequence[float],
-    again: int,
-) -> list[Tensor]:
-    x = streams[0]
-    parts = _programs(weights, x) if x.device.type == "cuda" else 1
-    wide = torch.promote_types(x.dtype, torch.float32)
-    return [x.new_empty(x.shape) for x in streams] + [x.new_empty(parts, *weights.shape, dtype=wide)]
-
-
-def _programs(weights_ND: Tensor, x_TD: Tensor) -> int:
-    """Programs of the backward kernel: as many as 132 multiprocessors hold at once, by the weights in registers."""
-    return min(132 * {5: 6}.get(weights_ND.shape[0], 8 if weights_ND.shape[0] < 5 else 4), x_TD.shape[0])
-
-
-@mix_backward_op.register_kernel("cuda")
-def _mix_backward_on_gpu(
-    grads: Sequence[Tensor],
-    streams: Sequence[Tensor],
-    weights: Tensor,
-    uses: Sequence[int],
-    written: Sequence[bool],
-    scales: Sequence[float],
-    again: int,
-) -> list[Tensor]:
-    from golf_lightning.kernels.triton_mixing import launch_mix_backward
-
-    grads, streams = ([x.contiguous() for x in xs] for xs in (grads, streams))
-    programs = _programs(weights, streams[0])
-    return launch_mix_backward(grads, streams, weights.contiguous(), uses, written, scales, again, NORM_EPS, programs)
-
-
-class _Mix(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, weights: Tensor, plan: Plan, again: int, *streams: Tensor) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(weights, *streams)
-        ctx.plan, ctx.again = plan, again
-        results = torch.ops.golf.mix(streams, weights, *plan)
-        return (*results, streams[again].view_as(streams[again])) if again >= 0 else tuple(results)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        weights, *streams = ctx.saved_tensors
-        *dstreams, parts = torch.ops.golf.mix_backward(grads, streams, weights, *ctx.plan, ctx.again)
-        return parts.sum(0).to(weights.dtype) if ctx.needs_input_grad[0] else None, None, None, *dstreams
-
-
-@torch.library.custom_op("golf::norm", mutates_args=())
-def norm_op(x_TD: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """``scale`` times the norm, and the inverse of each row's root mean square ``[T]``, at least float32."""
-    wide_TD = _wide(x_TD)
-    inverse_T = torch.rsqrt(wide_TD.square().mean(-1) + NORM_EPS)
-    return (wide_TD * (scale * inverse_T[:, None])).to(x_TD.dtype), inverse_T
-
-
-@norm_op.register_fake
-def _norm_shapes(x: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), x.new_empty(x.shape[0], dtype=torch.promote_types(x.dtype, torch.float32))
-
-
-@norm_op.register_kernel("cuda")
-def _norm_on_gpu(x: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    from golf_lightning.kernels.triton_mixing import launch_norm
-
-    return launch_norm(x.contiguous(), scale, NORM_EPS)
-
-
-@torch.library.custom_op("golf::norm_backward", mutates_args=())
-def norm_backward_op(dn_TD: Tensor, dx_TD: Tensor, n_TD: Tensor, inverse_T: Tensor, scale: float) -> Tensor:
-    """``dx`` and the gradient through the norm ``n``, added."""
-    n, g = _wide(n_TD), _wide(dn_TD)
-    through_TD = scale * g - n * ((n * g).mean(-1, keepdim=True) / scale)
-    return (dx_TD + inverse_T[:, None] * through_TD).to(dx_TD.dtype)
-
-
-@norm_backward_op.register_fake
-def _norm_backward_shape(dn: Tensor, dx: Tensor, n: Tensor, inverse: Tensor, scale: float) -> Tensor:
-    return dx.new_empty(dx.shape)
-
-
-@norm_backward_op.register_kernel("cuda")
-def _norm_backward_on_gpu(dn: Tensor, dx: Tensor, n: Tensor, inverse: Tensor, scale: float) -> Tensor:
-    from golf_lightning.kernels.triton_mixing import launch_norm_backward
-
-    return launch_norm_backward(dn.contiguous(), dx.contiguous(), n, inverse, scale)
-
-
-class _Norm(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        n, inverse = torch.ops.golf.norm(x, scale)
-        ctx.save_for_backward(n, inverse)
-        ctx.scale = scale
-        # Not written to, but a result: its gradient then comes here.
-        ctx.mark_dirty(x)
-        return n, x
-
-    @staticmethod
-    def backward(ctx: Any, dn: Tensor, dx: Tensor) -> tuple[Tensor | None, ...]:
-        n, inverse = ctx.saved_tensors
-        return torch.ops.golf.norm_backward(dn, dx, n, inverse, ctx.scale), None
+    return (wide(outer) if isinstance(outer, Tensor) else outer) * inner

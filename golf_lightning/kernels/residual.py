@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from golf_lightning.kernels.backend import KernelBackend
-from golf_lightning.kernels.mixing import normalize
+from golf_lightning.kernels.mixing import norm
 from golf_lightning.kernels.mlp import mlp, mlp_gradients
 
 # T tokens, D width, M hidden units
@@ -40,7 +40,7 @@ def add_branches(
     if backend == "triton":
         return _Residual.apply(u_TD, y_TD, out_DD, scale, up_MD, down_DM)
     x_TD = u_TD + F.linear(y_TD, out_DD)
-    return x_TD + mlp(normalize(x_TD, scale)[0], up_MD, down_DM)
+    return x_TD + mlp(norm(x_TD, scale), up_MD, down_DM)
 
 
 @torch.library.custom_op("golf::add_product", mutates_args=("onto_TO",))

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from golf_lightning.errors import GolfError
 from golf_lightning.kernels.backend import KernelBackend
-from golf_lightning.kernels.low_rank import RowSlots, low_rank
+from golf_lightning.kernels.low_rank import Learner, RowSlots, low_rank
+from golf_lightning.kernels.slot_adamw import Learning, SlotTensor
 from golf_lightning.model.config import GPTConfig
 from golf_lightning.model.injection import Adapt, LayerAdapters
 
@@ -30,7 +31,8 @@ class AdapterConfig:
 
     Args:
         rank: inner dimension of every adapter.
-        alpha: scales every adapter's output by ``alpha / rank``; null leaves it unscaled.
+        alpha: scales every adapter's output by ``alpha / rank``; null for 1.5 times the rank, as in later records
+            (144 at rank 96). The rank itself leaves it unscaled.
         q: adapt the query projections.
         k: adapt the key projections.
         v: adapt the value projections.
@@ -52,7 +54,7 @@ class AdapterConfig:
         if self.rank < 1:
             raise GolfError(f"rank is {self.rank}; it must be at least 1.")
         if self.alpha is not None and not 0 < self.alpha < math.inf:
-            raise GolfError(f"alpha is {self.alpha}; it must be above 0, or null for no scaling.")
+            raise GolfError(f"alpha is {self.alpha}; it must be above 0, or null for 1.5 times the rank.")
         if not self.sites:
             raise GolfError("Every adapter is switched off; switch one on, or set lr to 0 to score without adapters.")
 
@@ -64,7 +66,7 @@ class AdapterConfig:
     @property
     def scale(self) -> float:
         """Factor on every adapter's output."""
-        return 1.0 if self.alpha is None else self.alpha / self.rank
+        return 1.5 if self.alpha is None else self.alpha / self.rank
 
 
 def adapter_shapes(config: GPTConfig, depth: int, adapters: AdapterConfig) -> dict[str, tuple[int, ...]]:
@@ -133,6 +135,8 @@ class DocumentAdapters:
         head_rows: the same for the rows that are given to the head, and to the last layer past its attention.
         scale: factor on every adapter's output.
         backend: see :func:`~golf_lightning.kernels.low_rank.low_rank`.
+        states: the same as ``values`` with their optimizer state, where the backward pass is to learn.
+        learning: the step that it takes then.
     """
 
     def __init__(
@@ -144,10 +148,13 @@ class DocumentAdapters:
         *,
         scale: float = 1.0,
         backend: KernelBackend = "reference",
+        states: Mapping[str, Sequence[SlotTensor]] | None = None,
+        learning: Learning | None = None,
     ) -> None:
         self._groups = {group.name: group for group in groups}
         self._values, self._rows, self._head_rows = values, rows, head_rows
         self._scale, self._backend = scale, backend
+        self._states, self._learning = states, learning
 
     def layer(self, virtual: int) -> LayerAdapters:
         """See :class:`~golf_lightning.model.injection.Adapters`."""
@@ -164,11 +171,15 @@ class DocumentAdapters:
 
     def _adapt(self, name: str, virtual: int, rows: RowSlots) -> Adapt:
         a_PRD, b_POr = self._values[f"{name}.a"][virtual], self._values[f"{name}.b"][virtual]
+        learner: Learner | None = None
+        if self._states is not None and self._learning is not None:
+            a, b = (self._states[f"{name}.{part}"][virtual] for part in "ab")
+            learner = Learner(a, b, self._learning)
 
         def adapt(base_TO: Tensor, x_TD: Tensor, scale_O: Tensor | None) -> Tensor:
             return low_rank(
                 base_TO, x_TD, a_PRD, b_POr, rows, self._groups[name].columns,
-                alpha=self._scale, scale_O=scale_O, backend=self._backend,
+                alpha=self._scale, scale_O=scale_O, learner=learner, backend=self._backend,
             )  # fmt: skip
 
         return adapt

@@ -3,6 +3,7 @@
 There is exactly one copy of this mathematics. Training, validation, calibration and test-time training all run it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch.nn.functional as F
@@ -11,7 +12,7 @@ from torch import Tensor
 from golf_lightning.kernels.backend import KernelBackend
 from golf_lightning.kernels.heads import NORM_EPS, prepare_heads, serves_heads
 from golf_lightning.kernels.heads import exclude_self as exclude_self_fused
-from golf_lightning.kernels.mixing import Blend, Stream, Wanted, mix, normalize
+from golf_lightning.kernels.mixing import Blend, Stream, Wanted, mix
 from golf_lightning.kernels.mlp import mlp, product
 from golf_lightning.kernels.residual import add_branches
 from golf_lightning.model.injection import Attend, LayerAdapters, Recorder
@@ -43,8 +44,8 @@ class LayerWeights:
 class Pass:
     """What all blocks of one forward pass share.
 
-    ``rows``, where given, are the only rows whose results are wanted: set for the last layer, which past its attention
-    then runs on them alone.
+    ``frozen``: no weight asks for a gradient, so that sums and norms may run fused. ``rows``, where given, are the only
+    rows whose results are wanted: set for the last layer, which past its attention then runs on them alone.
     """
 
     x0_TD: Tensor
@@ -56,16 +57,28 @@ class Pass:
     xsa: bool
     recorder: Recorder | None
     kernels: KernelBackend
+    frozen: bool
     rows: Tensor | None = None
 
     def wanted(self, x_TD: Tensor) -> Tensor:
         """The rows whose results are wanted."""
         return x_TD if self.rows is None else x_TD.index_select(0, self.rows)
 
+    def mix(self, *wanted: Wanted, again_TD: Tensor | None = None) -> list[Tensor]:
+        """See :func:`~golf_lightning.kernels.mixing.mix`."""
+        return mix(wanted, again_TD=again_TD, backend=self.kernels, frozen=self.frozen)
+
 
 def rms_norm(x: Tensor) -> Tensor:
     """Root-mean-square normalization over the last dimension, without parameters."""
     return F.rms_norm(x, (x.shape[-1],), eps=NORM_EPS)
+
+
+Read = Sequence[Tensor]
+"""A branch's normalized input ``[T, D]``, once for each of its readers, whose gradients then come back one by one."""
+
+ATTENTION_READERS, MLP_READERS = 3, 2
+"""The product and the adapters that read the input of attention, and of the MLP."""
 
 
 def entry(x: Stream, layer: LayerWeights, run: Pass) -> Blend:
@@ -78,29 +91,29 @@ def shrink(layer: LayerWeights) -> float:
     return float((layer.index + 1) ** -0.5)
 
 
-def attention_branch(n_TD: Tensor, layer: LayerWeights, run: Pass, adapters: LayerAdapters) -> Tensor:
-    """The scaled attention output ``[T, D]`` for the normalized input ``n``."""
-    y_TD, n_TD = attention_heads(n_TD, layer, run, adapters)
+def attention_branch(read: Read, layer: LayerWeights, run: Pass, adapters: LayerAdapters) -> Tensor:
+    """The scaled attention output ``[T, D]`` for the normalized input, which has three readers."""
+    y_TD = attention_heads(read, layer, run, adapters)
     out_TD = product(y_TD, layer.o, backend=run.kernels)
-    return out_TD if adapters.attn is None else adapters.attn(out_TD, n_TD, layer.attn_scale)
+    return out_TD if adapters.attn is None else adapters.attn(out_TD, run.wanted(read[2]), layer.attn_scale)
 
 
-def attention_heads(n_TD: Tensor, layer: LayerWeights, run: Pass, adapters: LayerAdapters) -> tuple[Tensor, Tensor]:
-    """What the heads make of the normalized input ``n``, ``[T, D]``, and ``n``; the wanted rows of both."""
+def attention_heads(read: Read, layer: LayerWeights, run: Pass, adapters: LayerAdapters) -> Tensor:
+    """What the heads make of the normalized input, ``[T, D]``, the wanted rows."""
     if run.recorder is not None:
-        run.recorder(f"qkv.{layer.index}", n_TD)
-    qkv_TC = F.linear(n_TD, layer.qkv)
+        run.recorder(f"qkv.{layer.index}", read[0])
+    qkv_TC = F.linear(read[0], layer.qkv)
     if adapters.qkv is not None:
-        qkv_TC = adapters.qkv(qkv_TC, n_TD, None)
+        qkv_TC = adapters.qkv(qkv_TC, read[1], None)
     if serves_heads(run.kernels, run.head_dim, run.cos_TR.shape[1]):
         q, k, v, v_again = prepare_heads(qkv_TC, run.cos_TR, run.sin_TR, layer.q_gain, run.cu_seqlens, run.head_dim)
         y_THK = exclude_self_fused(run.attend(q, k, v, False), v_again, run.cu_seqlens, exclude=run.xsa)
     else:
         y_THK = _attention(qkv_TC, layer, run)
-    y_TD, n_TD = run.wanted(y_THK.flatten(-2)), run.wanted(n_TD)
+    y_TD = run.wanted(y_THK.flatten(-2))
     if run.recorder is not None:
         run.recorder(f"o.{layer.index}", y_TD)
-    return y_TD, n_TD
+    return y_TD
 
 
 def _attention(qkv_TC: Tensor, layer: LayerWeights, run: Pass) -> Tensor:
@@ -123,17 +136,17 @@ def exclude_self(y_THK: Tensor, v_TGK: Tensor) -> Tensor:
     return (y_TGhK - along_TGh1 * unit_TG1K).flatten(1, 2)
 
 
-def mlp_branch(n_TD: Tensor, layer: LayerWeights, run: Pass, adapters: LayerAdapters) -> Tensor:
-    """The scaled MLP output ``[T, D]`` for the normalized input ``n``."""
+def mlp_branch(read: Read, layer: LayerWeights, run: Pass, adapters: LayerAdapters) -> Tensor:
+    """The scaled MLP output ``[T, D]`` for the normalized input, which has two readers."""
     observe = None
     if (recorder := run.recorder) is not None:
-        recorder(f"up.{layer.index}", n_TD)
+        recorder(f"up.{layer.index}", read[0])
 
         def observe(hidden: Tensor) -> None:
             recorder(f"down.{layer.index}", hidden)
 
-    out_TD = mlp(n_TD, layer.up, layer.down, observe=observe, backend=run.kernels)
-    return out_TD if adapters.mlp is None else adapters.mlp(out_TD, n_TD, layer.mlp_scale)
+    out_TD = mlp(read[0], layer.up, layer.down, observe=observe, backend=run.kernels)
+    return out_TD if adapters.mlp is None else adapters.mlp(out_TD, read[1], layer.mlp_scale)
 
 
 def serial_block(
@@ -141,15 +154,16 @@ def serial_block(
 ) -> tuple[Tensor, Tensor | None]:
     """Attention, then the MLP on its result; and ``skip``, which is ``x`` where it is a skip, for its other use."""
     scale = shrink(layer)
-    u_TD, n_TD, *again = mix([Wanted(entry(x, layer, run), True, scale)], again_TD=skip_TD, backend=run.kernels)
-    again_TD = again[0] if again else None
+    entered = Wanted(entry(x, layer, run), True, scale, ATTENTION_READERS)
+    u_TD, *read = run.mix(entered, again_TD=skip_TD)
+    again_TD = None if skip_TD is None else read.pop()
     if adapters.attn is None and adapters.mlp is None and run.recorder is None:
-        y_TD, _ = attention_heads(n_TD, layer, run, adapters)
+        y_TD = attention_heads(read, layer, run, adapters)
         x_TD = add_branches(run.wanted(u_TD), y_TD, layer.o, scale, layer.up, layer.down, backend=run.kernels)
         return x_TD, again_TD
-    x_TD = run.wanted(u_TD) + attention_branch(n_TD, layer, run, adapters)
-    n_TD, x_TD = normalize(x_TD, scale, backend=run.kernels)
-    return x_TD + mlp_branch(n_TD, layer, run, adapters), again_TD
+    attended = Blend(((1.0, run.wanted(u_TD)), (1.0, attention_branch(read, layer, run, adapters))))
+    x_TD, *read = run.mix(Wanted(attended, True, scale, MLP_READERS))
+    return x_TD + mlp_branch(read, layer, run, adapters), again_TD
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,12 +182,14 @@ def parallel_block(
 
     With ``lane`` the outputs are routed to both lanes (record #1530 v2); without, each stays on its own (PR #1536).
     """
-    entered, scale = entry(lanes[0], layer, run), shrink(layer)
-    first = [Wanted(entered, True, scale)] if lane is None else [Wanted(lanes[0], True), Wanted(entered, False, scale)]
-    lane0_TD, n_TD, lane1_TD, m_TD = mix([*first, Wanted(lanes[1], True, scale)], backend=run.kernels)
-    lane0_TD, lane1_TD, m_TD = run.wanted(lane0_TD), run.wanted(lane1_TD), run.wanted(m_TD)
-    attn_TD = attention_branch(n_TD, layer, run, adapters)
-    mlp_TD = mlp_branch(m_TD, layer, run, adapters)
+    scale = shrink(layer)
+    # Isolated, lane 0 goes on from the entry; crossed, from what it was before.
+    entered = Wanted(entry(lanes[0], layer, run), lane is None, scale, ATTENTION_READERS)
+    first = [entered] if lane is None else [Wanted(lanes[0], True), entered]
+    lane0_TD, *read, lane1_TD, m0_TD, m1_TD = run.mix(*first, Wanted(lanes[1], True, scale, MLP_READERS))
+    lane0_TD, lane1_TD = run.wanted(lane0_TD), run.wanted(lane1_TD)
+    attn_TD = attention_branch(read, layer, run, adapters)
+    mlp_TD = mlp_branch((run.wanted(m0_TD), run.wanted(m1_TD)), layer, run, adapters)
     if lane is None:
         return Blend(((1.0, lane0_TD), (1.0, attn_TD))), Blend(((1.0, lane1_TD), (1.0, mlp_TD)))
     lane0, lane1 = (

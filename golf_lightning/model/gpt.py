@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from golf_lightning.kernels.attention import AttentionBackend, choose_backend, varlen_attention
 from golf_lightning.kernels.backend import KernelBackend, choose_kernels
 from golf_lightning.kernels.cross_entropy import head_nll, softcap_logits, softcapped_nll
-from golf_lightning.kernels.mixing import Blend, Stream, Wanted, mix
+from golf_lightning.kernels.mixing import Blend, Stream, Wanted
 from golf_lightning.model.block import LaneWeights, LayerWeights, Pass, parallel_block, rms_norm, serial_block
 from golf_lightning.model.config import GPTConfig
 from golf_lightning.model.injection import NO_ADAPTERS, Adapters, Context, Recorder
@@ -140,9 +140,9 @@ class GPT(nn.Module):
         """
         assert recorder is None or rows is None, "a recorder sees all rows"
         x0_TD = rms_norm(F.embedding(tokens, self.embedding).to(self.compute_dtype))
-        run = self._start_pass(x0_TD, cu_seqlens, recorder, context)
+        run = self._start_pass(x0_TD, cu_seqlens, recorder, context, learns=adapters is None)
         x = self._run_layers(x0_TD, run, adapters, context, rows)
-        (n_TD,) = mix([Wanted(x, False, 1.0)], backend=run.kernels)
+        (n_TD,) = run.mix(Wanted(x, False, 1.0))
         if recorder is not None:
             recorder("head", n_TD)
         return n_TD
@@ -167,7 +167,7 @@ class GPT(nn.Module):
         return softcap_logits(self.head(n_TD, adapters=adapters), self.config.softcap)
 
     def _start_pass(
-        self, x0_TD: Tensor, cu_seqlens: Tensor, recorder: Recorder | None, context: Context | None
+        self, x0_TD: Tensor, cu_seqlens: Tensor, recorder: Recorder | None, context: Context | None, *, learns: bool
     ) -> Pass:
         backend = choose_backend(self.attention, x0_TD.device)
         max_seqlen = self.rotary.shape[1]
@@ -189,6 +189,7 @@ class GPT(nn.Module):
             xsa=self.config.xsa,
             recorder=recorder,
             kernels=self._kernels_on(x0_TD),
+            frozen=not learns and self._kernels_on(x0_TD) == "triton",
         )
 
     def _run_layers(

@@ -8,7 +8,8 @@ import torch
 from ttt_cases import reference
 
 from golf_lightning.evaluation.documents import DocumentStream
-from golf_lightning.evaluation.ttt import score_documents
+from golf_lightning.evaluation.global_phase import global_sgd, restored
+from golf_lightning.evaluation.ttt import frozen, score_documents
 
 
 def honest(model, stream, config, **options):
@@ -128,3 +129,11 @@ def knows_the_answers(remembered, model, stream, config, **options):
 def counts_a_space_twice(token_bytes):
     """Every token's bytes and one more for each that begins a word."""
     return lambda previous, targets: token_bytes(previous, targets) + (token_bytes(previous, targets) > 1)
+
+
+def trains_on_what_it_will_score(model, stream, config, **options):
+    """Lets the model itself learn from documents before they are scored."""
+    config = dataclasses.replace(config, sgd_documents=len(stream), sgd_lr=0.1)
+    with restored(model, config), frozen(model):
+        global_sgd(model, stream, config)
+        return score_documents(model, stream, dataclasses.replace(config, sgd_documents=0), **options)

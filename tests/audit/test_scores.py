@@ -66,6 +66,7 @@ CHECKS = {
         {"adapters": AdapterConfig(rank=2, alpha=4.0, v=False, head=False)},
         {"mode": "cached"},
         {"mode": "cached", "steps": 2},
+        {"sgd_documents": 2, "sgd_lr": 0.1},
     ],
 )
 def test_the_projects_own_engine_passes(fields):
@@ -84,6 +85,7 @@ def test_the_projects_own_engine_passes(fields):
         ),
         (cheats.unnormalized_mixture, {"sum of probabilities", "independent replay"}),
         (cheats.better_of_two_models, {"sum of probabilities", "independent replay"}),
+        (cheats.trains_on_what_it_will_score, {"flipped token", "independent replay"}),
         (cheats.scores_documents_again, {"flipped token", "independent replay"}),
         (cheats.counts_a_document_twice, {"every target once, in order"}),
         (cheats.leaves_the_tail_out, {"every target once, in order"}),

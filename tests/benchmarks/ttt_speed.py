@@ -5,7 +5,8 @@
 
 The workload is the contest's: documents of log-normal length (median 475 tokens, sigma 1.03, at most 30,000), made from
 the validation text by cutting and joining it to these lengths; ``--real`` scores documents as they are. Settings are
-those of TTTConfig, ``name=value`` each, and several settings given with ``--run`` are timed one after the other:
+those of TTTConfig, ``name=value`` each, and several settings given with ``--run`` are timed one after the other, and
+compared with the first, document by document:
 
     --run chunk=32 --run chunk=64 --run mode=cached,chunk=16,adapters.rank=80
 """
@@ -28,6 +29,7 @@ from golf_lightning.data.shards import find_shards, map_shard
 from golf_lightning.data.tokenizer import Tokenizer
 from golf_lightning.evaluation.config import TTTConfig
 from golf_lightning.evaluation.documents import DocumentStream
+from golf_lightning.evaluation.scores import DocumentScores, ScoreProgress
 from golf_lightning.evaluation.ttt import score_documents
 from golf_lightning.model.adapters import AdapterConfig
 from golf_lightning.model.config import GPTConfig
@@ -66,7 +68,9 @@ def setting(text: str) -> dict[str, Any]:
     return fields | {"adapters": AdapterConfig(**adapters)}
 
 
-def measure(model: GPT, stream: DocumentStream, table: ByteTable | None, text: str) -> dict[str, Any]:
+def measure(
+    model: GPT, stream: DocumentStream, table: ByteTable | None, text: str
+) -> tuple[dict[str, Any], DocumentScores]:
     """Score the stream with one setting."""
     device = model.embedding.device
     gc.collect()
@@ -77,7 +81,7 @@ def measure(model: GPT, stream: DocumentStream, table: ByteTable | None, text: s
     config = TTTConfig(**setting(text))
     count = (lambda previous, targets: 0 * targets) if table is None else table.count
     scores = score_documents(model, stream, config, token_bytes=count)
-    return {
+    figures = {
         "setting": text,
         "targets_per_second": scores.total_targets / scores.seconds,
         "seconds": scores.seconds,
@@ -88,16 +92,38 @@ def measure(model: GPT, stream: DocumentStream, table: ByteTable | None, text: s
         "bpb": scores.bpb if scores.total_bytes else None,
         "peak_memory_gb": torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else None,
     }
+    return figures, scores
 
 
-def profile(model: GPT, stream: DocumentStream, text: str) -> list[str]:
-    """Kernels of scoring a few documents, by time on the device."""
+def difference(scores: DocumentScores, base: DocumentScores) -> dict[str, float]:
+    """Bits per byte over the base's, and the standard error of that, from the differences of the documents."""
+    bits_N, bytes_N = (scores.nats - base.nats) / np.log(2), base.bytes.double()
+    mean = float(bits_N.sum() / bytes_N.sum())
+    error = float((bits_N - mean * bytes_N).square().sum().sqrt() / bytes_N.sum())
+    return {"bpb_over_first": mean, "standard_error": error}
+
+
+def profile(model: GPT, stream: DocumentStream, text: str, first: int, passes: int) -> list[str]:
+    """Kernels of some passes, by time on the device."""
     config = dataclasses.replace(TTTConfig(**setting(text)), budget_seconds=None)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as trace:
-        scores = score_documents(model, stream, config, token_bytes=lambda previous, targets: 0 * targets)
+    trace = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
+    seen = []
+
+    def watched(progress: ScoreProgress) -> None:
+        seen.append(progress)
+        if len(seen) == first:
+            trace.start()
+        elif len(seen) == first + passes:
+            trace.stop()
+
+    zero = lambda previous, targets: 0 * targets  # noqa: E731
+    score_documents(model, stream, config, token_bytes=zero, progress=watched, interval_seconds=0.0)
+    if len(seen) < first + passes:
+        trace.stop()
+    targets = seen[min(first + passes, len(seen)) - 1].targets - seen[first - 1].targets
     rows = [(event.key, event.self_device_time_total / 1e3, event.count) for event in trace.key_averages()]
     rows = sorted((row for row in rows if row[1] > 0), key=lambda row: -row[1])
-    lines = [f"{text}: {sum(r[1] for r in rows):.1f} ms of kernels, warm-up and {scores.seconds:.2f} s of scoring"]
+    lines = [f"{text}: {sum(r[1] for r in rows):.1f} ms of kernels in {passes} passes over {targets} targets"]
     return lines + [f"{ms:10.2f} ms {count:7d} x {1e3 * ms / count:9.1f} us  {name[:140]}" for name, ms, count in rows]
 
 
@@ -127,6 +153,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=2, help="of the lengths; 2 has the contest's mean")
     parser.add_argument("--json", type=Path, help="file for the results")
     parser.add_argument("--profile", type=Path, help="file for a table of kernels of the first setting")
+    parser.add_argument("--profiled", type=int, nargs=2, default=(20, 10), help="first pass of that, and how many")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = build(args, device)
@@ -143,14 +170,19 @@ def main() -> None:
     result: dict[str, Any] = {"machine": machine, "torch": torch.__version__, "documents": len(stream)}
     result |= {"targets": stream.total_targets, "mean_targets": mean, "longest": longest, "real": args.real, "runs": []}
     print(json.dumps(result), flush=True)
+    first: DocumentScores | None = None
     for run in args.run or [""]:
-        result["runs"].append(measure(model, stream, table, run))
+        figures, scores = measure(model, stream, table, run)
+        if first is not None and table is not None:
+            figures |= difference(scores, first)
+        first = first or scores
+        result["runs"].append(figures)
         print(json.dumps(result["runs"][-1]), flush=True)
         if args.json:
             args.json.write_text(json.dumps(result, indent=2) + "\n")
     if args.profile:
-        few = stream.part(max_documents=max(1, len(stream) // 16))
-        args.profile.write_text("\n".join(profile(model, few, (args.run or [""])[0])) + "\n")
+        first, passes = args.profiled
+        args.profile.write_text("\n".join(profile(model, stream, (args.run or [""])[0], first, passes)) + "\n")
 
 
 if __name__ == "__main__":

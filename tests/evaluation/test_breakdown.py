@@ -18,7 +18,7 @@ def broken_down(**fields):
     tokens, config = small_split(LENGTHS), small_config(**fields)
     stream, scores = DocumentStream(tokens), score(small_gpt(), tokens, config)
     target_bytes = two_bytes(tokens[:-1], tokens[1:])
-    return stream, scores, target_bytes, Breakdown.of(stream, scores, window_plan(config, "reference"), target_bytes)
+    return stream, scores, target_bytes, Breakdown.of(stream, scores, window_plan(config), target_bytes)
 
 
 def test_sums_by_position_are_those_of_each_documents_targets():
@@ -45,7 +45,7 @@ def test_sums_by_length_are_those_of_the_documents():
 
 def test_seconds_are_shared_out_by_rows():
     _, scores, _, found = broken_down()
-    plan = window_plan(small_config(), "reference")
+    plan = window_plan(small_config())
     work = plan.work(np.array(LENGTHS))
     assert found.length_seconds.sum() == pytest.approx(scores.seconds)
     assert found.length_seconds[0] == pytest.approx(scores.seconds * work[1] / work.sum())
@@ -54,7 +54,7 @@ def test_seconds_are_shared_out_by_rows():
 def test_targets_without_a_kept_score_count_for_no_position():
     stream, scores, target_bytes, whole = broken_down()
     scores.target_nats[:5] = torch.nan
-    plan = window_plan(small_config(), "reference")
+    plan = window_plan(small_config())
     part = Breakdown.of(stream, scores, plan, target_bytes)
     assert whole.position_bytes.sum() - part.position_bytes.sum() == target_bytes[:5].sum()
 
@@ -62,7 +62,7 @@ def test_targets_without_a_kept_score_count_for_no_position():
 def test_parts_of_ranks_add_up():
     tokens, config = small_split(LENGTHS), small_config()
     stream, target_bytes = DocumentStream(tokens), two_bytes(tokens[:-1], tokens[1:])
-    plan = window_plan(config, "reference")
+    plan = window_plan(config)
     parts = [
         Breakdown.of(stream, score(small_gpt(), tokens, config, documents=documents), plan, target_bytes)
         for documents in ([0, 1], [2])

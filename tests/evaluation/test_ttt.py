@@ -10,6 +10,7 @@ from ttt_cases import CHUNK, LENGTHS, cached_reference, reference, score, small_
 
 from golf_lightning.evaluation.slot_state import SlotState
 from golf_lightning.model.adapters import AdapterConfig
+from golf_lightning.model.gpt import GPT
 
 
 def worst(first, second):
@@ -65,6 +66,16 @@ def test_every_option_follows_the_reference(fields):
 def test_cached_scores_equal_lists_of_keys_and_values_one_document_at_a_time(fields):
     model, tokens, config = small_gpt(), small_split(), small_config(mode="cached", **fields)
     assert worst(score(model, tokens, config).target_nats, cached_reference(model, tokens, config)) < 1e-9
+
+
+@pytest.mark.parametrize(("mode", "expected"), [("exact", reference), ("cached", cached_reference)])
+def test_scores_with_fused_operations_equal_one_document_at_a_time(mode, expected, monkeypatch):
+    # On a CPU the fused operations run their formulas, with the gradients that the kernels have.
+    monkeypatch.setattr(GPT, "_kernels_on", lambda self, x: "triton")
+    model, tokens, config = small_gpt(), small_split(), small_config(mode=mode)
+    found = score(model, tokens, config).target_nats
+    monkeypatch.undo()
+    assert worst(found, expected(model, tokens, config)) < 1e-9
 
 
 def test_without_learning_a_cache_changes_nothing_while_the_window_holds_the_document():
@@ -169,9 +180,9 @@ def test_a_document_learns_once_a_chunk_and_never_from_its_last(mode, slots, mon
     updates = []
     update = SlotState.update
 
-    def counted(self, learners, grads):
-        updates.extend(slot for slot in learners.tolist() if slot != self.empty)
-        update(self, learners, grads)
+    def counted(self, learning, grads):
+        updates.extend(slot for slot in learning.slots.tolist() if slot != self.empty)
+        update(self, learning, grads)
 
     monkeypatch.setattr(SlotState, "update", counted)
     score(small_gpt(), small_split(), small_config(slots=slots, mode=mode))

@@ -27,16 +27,8 @@ from golf_lightning.kernels.heads import (
     prepare_heads,
     prepare_op,
 )
-from golf_lightning.kernels.mixing import (
-    Blend,
-    Wanted,
-    mix,
-    mix_backward_op,
-    mix_op,
-    norm_backward_op,
-    norm_op,
-    normalize,
-)
+from golf_lightning.kernels.mixing import Blend, Wanted, mix
+from golf_lightning.kernels.mixing_ops import mix_backward_op, mix_op, norm_backward_op, norm_op
 from golf_lightning.kernels.mlp import (
     hidden_and_slope,
     mlp,
@@ -212,6 +204,23 @@ def test_fused_mixing_has_the_values_and_gradients_of_the_formula(mixture: Any) 
     torch.testing.assert_close(*results)
 
 
+def read_by_three(x: list[Tensor], w: Tensor) -> list[Wanted]:
+    sum_of_two = Blend(((1.0, x[0]), (1.0, x[3])))
+    return [Wanted(sum_of_two, True, 0.7, 3), Wanted(Blend(((w[0], sum_of_two), (0.5, x[2]))), False, 0.6, 2)]
+
+
+@pytest.mark.parametrize("mixture", [entry, entry_after_skip, two_lanes, plain_tensors, read_by_three])
+def test_joining_with_constant_weights_has_the_values_and_gradients_of_the_formula(mixture: Any) -> None:
+    inputs, weights = [random(6, 5) for _ in range(6)], torch.randn(6, 5, dtype=torch.float64)
+    results = []
+    for frozen in (True, False):
+        backend: Any = "triton" if frozen else "reference"
+        found = mix(mixture(inputs, weights), again_TD=inputs[1], backend=backend, frozen=frozen)
+        total = sum((x * (n + x.detach().cos())).sum() for n, x in enumerate(found))
+        results.append((*found, *torch.autograd.grad(total, inputs, materialize_grads=True)))
+    torch.testing.assert_close(*results)
+
+
 # The tracer of torch 2.13 warns about itself.
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_fused_mixing_compiles_into_one_graph() -> None:
@@ -231,15 +240,6 @@ def test_kept_apart_product_has_the_gradients_of_a_product() -> None:
 def residual_layer(x: Tensor, o: Tensor, up: Tensor, down: Tensor, backend: Any) -> Tensor:
     (u,) = mix([Wanted(Blend(((2.0, x), (o[0, 0], x.tanh()))), True)], backend=backend)
     return add_branches(u, x.sin(), o, 0.7, up, down, backend=backend)
-
-
-def test_normalizing_has_the_values_and_gradients_of_the_formula() -> None:
-    x, weights = random(6, 5), torch.randn(2, 6, 5, dtype=torch.float64)
-    results = []
-    for backend in ("triton", "reference"):
-        n, y = normalize(x * 2, 0.7, backend=backend)
-        results.append((n, y, *torch.autograd.grad((n * weights[0] + y * weights[1]).sum(), x)))
-    torch.testing.assert_close(*results)
 
 
 def test_products_added_in_place_have_the_value_and_gradients_of_the_formula() -> None:

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 
 from golf_lightning.kernels.chunk_attention import Chunks, Kept, chunk_attention, keep_, places
-from golf_lightning.kernels.low_rank import RowSlots, low_rank
-from golf_lightning.kernels.slot_adamw import AdamWConstants, SlotTensor, adamw_, corrections
+from golf_lightning.kernels.low_rank import Learner, RowSlots, low_rank
+from golf_lightning.kernels.slot_adamw import AdamWConstants, Learning, SlotTensor, adamw_, corrections
 
 SLOTS, WIDTH, OUTPUTS, RANK = 5, 6, 10, 3
 
@@ -30,10 +30,9 @@ def random(*shape):
 
 def rows_of(*lengths, tile=2):
     """Segments in slots 3, 0 and 2, of which slot 0 does not learn, and a tile of padding."""
-    slots = torch.tensor([3, 0, 2], dtype=torch.int32)
-    tiles = torch.cat([slots.repeat_interleave(torch.tensor(lengths) // tile), torch.tensor([SLOTS - 1])]).int()
     bounds = torch.tensor([0, *lengths]).cumsum(0).int()
-    return RowSlots(tile, tiles, bounds, torch.tensor([3, SLOTS - 1, 2], dtype=torch.int32))
+    slots, learners = (torch.tensor(x, dtype=torch.int32) for x in ([3, 0, 2], [3, SLOTS - 1, 2]))
+    return RowSlots(bounds, slots, learners, total=sum(lengths) + tile, tile=tile, span=4, last=SLOTS - 1)
 
 
 def inputs(columns):
@@ -67,6 +66,21 @@ def test_low_rank_products_and_their_gradients_are_those_of_each_slot(backend, c
     torch.testing.assert_close(got[:2], wanted[:2])
     for mine, theirs in zip(got[2:], wanted[2:], strict=True):
         torch.testing.assert_close(mine[[3, 2]], theirs[[3, 2]])
+
+
+@pytest.mark.parametrize(("tile", "span"), [(2, 4), (4, 4), (3, 128), (8, 4)])
+def test_spans_hold_every_row_once_with_its_slot(tile, span):
+    lengths = torch.tensor([3, 0, 1, 7, 0]) * tile
+    bounds = F.pad(lengths.cumsum(0), (1, 0)).int()
+    slots = torch.tensor([3, 1, 0, 2, 4], dtype=torch.int32)
+    rows = RowSlots(bounds, slots, slots, total=13 * tile, tile=tile, span=span, last=SLOTS - 1)
+    seen = torch.full((13 * tile,), -1)
+    for first, end, slot in rows.spans.tolist():
+        for row in range(first, min(first + span, end)):
+            assert seen[row] == -1
+            seen[row] = slot
+    assert seen.tolist() == rows.tiles.repeat_interleave(tile).tolist()
+    assert rows.tiles.tolist() == [3, 3, 3, 0, 2, 2, 2, 2, 2, 2, 2, 4, 4]
 
 
 def test_rows_of_no_document_get_nothing():
@@ -128,7 +142,7 @@ def test_adamw_by_slot_is_torchs(beta1):
     for step in range(1, 4):
         grad = torch.randn(4, 2, 3, dtype=torch.float64)
         corrected = corrections(torch.full((3,), float(step)), constants, torch.float64)
-        adamw_(tensor, grad, slots, corrected, constants)
+        adamw_(tensor, grad, Learning(slots, corrected, constants))
         for slot in (0, 2):
             parameters[slot].grad = grad[slot].clone()
         optimizer.step()
@@ -138,29 +152,74 @@ def test_adamw_by_slot_is_torchs(beta1):
     assert torch.equal(tensor.value[1], value[1])
 
 
+def test_a_learner_takes_the_step_in_the_backward_pass():
+    columns = [(0, 4), (4, 10)]
+    (base, x, a, b), rows = inputs(columns), rows_of(4, 2, 6)
+    constants = AdamWConstants(lr=0.1, beta1=0.0, beta2=0.99, eps=1e-8, weight_decay=0.5)
+    corrected = corrections(torch.ones(3), constants, torch.float64)
+    learning = Learning(rows.learners, corrected, constants)
+    states = [
+        [SlotTensor(w.detach().clone(), w.detach().clone(), None, torch.zeros_like(w)) for _ in "ab"] for w in (a, b)
+    ]
+    found = low_rank(
+        base, x, a, b, rows, columns, learner=Learner(states[0][0], states[1][0], learning), backend="triton"
+    )
+    (dx, *nothing) = torch.autograd.grad(found.sum(), (x, a, b), allow_unused=True)
+    assert nothing == [None, None]
+    expected = torch.autograd.grad(low_rank(base, x, a, b, rows, columns).sum(), (x, a, b))
+    torch.testing.assert_close(dx, expected[0])
+    for (mine, theirs), grad in zip(states, expected[1:], strict=True):
+        adamw_(theirs, grad, learning)
+        torch.testing.assert_close(mine.value[[3, 2]], theirs.value[[3, 2]])
+        torch.testing.assert_close(mine.used[[3, 2]], mine.value[[3, 2]])
+
+
 INTERPRETED = """
 import torch
 from golf_lightning.kernels import chunk_attention, low_rank, slot_adamw, triton_chunk_attention, triton_low_rank
-from golf_lightning.kernels import triton_slot_adamw
 torch.manual_seed(0)
-slots, lengths, tile, rank = [3, 0, 2], [32, 16, 48], 16, 6
-bounds = torch.tensor([0, *lengths, 0]).cumsum(0)[:4].int()
-tiles = torch.tensor([3, 3, 0, 2, 2, 2, 4], dtype=torch.int32)
-learners = torch.tensor([3, 4, 2], dtype=torch.int32)
-for flat, scaled in (([0, 16, 16, 32, 32, 40], True), ([8, 24], False)):
-    written = sum(flat[1::2]) - sum(flat[::2])
-    x, base, dout, scale = torch.randn(112, 24), torch.randn(112, 40), torch.randn(112, 40), torch.randn(40)
+rank = 6
+constants = slot_adamw.AdamWConstants(lr=0.1, beta1=0.9, beta2=0.99, eps=1e-3, weight_decay=0.5)
+for tile, span, flat, scaled in (
+    (16, 16, [0, 16, 16, 32, 32, 40], True), (24, 24, [8, 24], False), (16, 64, [0, 40], True), (8, 32, [0, 8, 8, 9], 1)
+):
+    lengths = [5 * tile, tile, 6 * tile]
+    bounds = torch.tensor([0, *lengths]).cumsum(0).int()
+    slots, learners = (torch.tensor(x, dtype=torch.int32) for x in ([3, 0, 2], [3, 4, 2]))
+    rows = low_rank.RowSlots(bounds, slots, learners, total=13 * tile, tile=tile, span=span, last=4)
+    written, height = sum(flat[1::2]) - sum(flat[::2]), 13 * tile
+    x, base, dout = (torch.randn(height, n) for n in (24, 40, 40))
+    scale = torch.randn(40) if scaled else None
     a, b = torch.randn(5, rank * len(flat) // 2, 24), torch.randn(5, written, rank)
-    scale = scale if scaled else None
-    expected = low_rank.low_rank_op(base, x, a, b, scale, tiles, flat, 1.5)
-    found = triton_low_rank.launch_forward(base, x, a, b, scale, tiles, flat, 1.5)
+    h = low_rank.down(x, a, rows.tiles, 1.5)
+    found = triton_low_rank.launch_forward(base, x, a, b, scale, rows, flat, 1.5)
+    expected = low_rank.up(h, base, b, scale, rows.tiles, flat), h
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    rest = (a, b, scale, tiles, bounds, learners, flat, 1.5)
-    expected = low_rank.low_rank_backward_op(dout, x, expected[1], *rest)
-    found = triton_low_rank.launch_backward(dout, x, found[1], *rest)
+    given = (dout, x, found[1], a, b, scale, rows, flat, 1.5)
+    expected = low_rank.backward(*given)
+    found = triton_low_rank.launch_backward(*given, learner=None, want_dx=True)
     torch.testing.assert_close(found[0], expected[0], rtol=1e-4, atol=1e-4)
     for mine, theirs in zip(found[1:], expected[1:]):
         torch.testing.assert_close(mine[[3, 2]], theirs[[3, 2]], rtol=1e-4, atol=1e-4)
+    for beta1 in (0.9, 0.0):
+        corrected = slot_adamw.corrections(torch.tensor([1.0, 1.0, 5.0]), constants, torch.float32)
+        learning = slot_adamw.Learning(rows.learners, corrected, constants)
+        states = []
+        for value in (a, b):
+            first, second = torch.randn_like(value) if beta1 else None, torch.rand_like(value)
+            states.append([slot_adamw.SlotTensor(*(t if t is None else t.clone()
+                           for t in (value, value.bfloat16(), first, second))) for _ in range(2)])
+        learner = low_rank.Learner(states[0][0], states[1][0], learning)
+        dx, *none = triton_low_rank.launch_backward(*given, learner=learner, want_dx=False)
+        assert dx is None and none == [None, None]
+        for (mine, theirs), grad, before in zip(states, expected[1:], (a, b)):
+            slot_adamw.adamw_(theirs, grad, learning)
+            for name in ("value", "first", "second"):
+                pair = [getattr(tensor, name) for tensor in (mine, theirs)]
+                if pair[0] is not None:
+                    torch.testing.assert_close(pair[0][:4], pair[1][:4], rtol=1e-3, atol=1e-4)
+            assert torch.equal(mine.value[[0, 1]], before[[0, 1]])
+            torch.testing.assert_close(mine.used[[2, 3]].float(), mine.value[[2, 3]], rtol=1e-2, atol=1e-4)
 for rows, chunk, window, ring in ((16, 16, 48, 48), (48, 40, 100, 120)):
     kept = chunk_attention.Kept(torch.randn(4, ring, 2, 16), torch.randn(4, ring, 2, 16))
     starts = torch.tensor([0, chunk, 9 * chunk], dtype=torch.int32)
@@ -175,17 +234,6 @@ for rows, chunk, window, ring in ((16, 16, 48, 48), (48, 40, 100, 120)):
     torch.testing.assert_close(out, expected.detach(), rtol=1e-4, atol=1e-5)
     found = triton_chunk_attention.launch_backward(dout, q, k, v, out, lse, *given)
     torch.testing.assert_close(found, gradients, rtol=1e-4, atol=1e-4)
-constants = slot_adamw.AdamWConstants(lr=0.1, beta1=0.9, beta2=0.99, eps=1e-8, weight_decay=0.5)
-value, first, second, grad = torch.randn(4, 5, 7), torch.rand(4, 5, 7), torch.rand(4, 5, 7), torch.randn(4, 5, 7)
-used = torch.zeros(4, 5, 7).bfloat16()
-pair = [slot_adamw.SlotTensor(value.clone(), used.clone(), first.clone(), second.clone()) for _ in "ab"]
-named, steps = torch.tensor([1, 3, 0], dtype=torch.int32), torch.tensor([1.0, 1.0, 5.0])
-corrected = slot_adamw.corrections(steps, constants, torch.float32)
-slot_adamw.adamw_(pair[0], grad, named, corrected, constants)
-triton_slot_adamw.launch_adamw(pair[1], grad, named, *corrected, constants)
-for name in ("value", "first", "second"):
-    mine, theirs = (getattr(tensor, name)[:3] for tensor in pair)
-    torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
 """
 
 

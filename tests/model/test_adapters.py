@@ -50,7 +50,7 @@ def rows_of(*lengths):
     """Segments of these lengths in slots 0, 1 and so on, a tile a row."""
     slots = torch.arange(len(lengths), dtype=torch.int32)
     bounds = torch.tensor([0, *lengths]).cumsum(0).int()
-    return RowSlots(1, slots.repeat_interleave(torch.tensor(lengths)), bounds, slots), bounds
+    return RowSlots(bounds, slots, slots, total=sum(lengths), tile=1, span=8, last=len(lengths)), bounds
 
 
 def adapters_of(model, config, *lengths, values=None):
@@ -188,6 +188,11 @@ def test_groups_name_the_columns_that_their_sites_write():
     assert groups["qkv"].outputs == 768
     assert groups["head"].columns == ((0, 8192),)
     assert (groups["head"].depth, groups["mlp"].depth) == (1, 17)
+
+
+@pytest.mark.parametrize(("alpha", "scale"), [(None, 1.5), (4.0, 1.0), (2.0, 0.5)])
+def test_outputs_are_scaled_by_alpha_over_rank(alpha, scale):
+    assert AdapterConfig(rank=4, alpha=alpha).scale == scale
 
 
 @pytest.mark.parametrize(
