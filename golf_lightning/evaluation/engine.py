@@ -110,7 +110,11 @@ class Engine:
         self._graphs: dict[PassShape, torch.cuda.CUDAGraph] = {}
 
     def _choose_shapes(self) -> list[PassShape]:
-        """From the largest to the smallest, a half of the one before each; on a CPU none are needed."""
+        """From the largest to the smallest, rows halved from one to the next; on a CPU none are needed.
+
+        Every document that a pass has room for costs a chunk's rows at the head, so that windows, which are many rows
+        of few documents, have shapes for fewer documents too.
+        """
         if self.device.type != "cuda":
             return []
         together, shapes = min(self.config.slots, MOST_TOGETHER), list[PassShape]()
@@ -123,9 +127,11 @@ class Engine:
             return shapes
         rows = max(self.config.rows // self.plan.tile * self.plan.tile, self.plan.window_rows)
         while rows >= self.plan.window_rows:
-            shapes.append(PassShape(rows, min(together, rows // self.plan.tile)))
+            for documents in (together, *(fewer for fewer in (64, 8) if fewer < together)):
+                if documents == together or rows <= documents * self.plan.window_rows:
+                    shapes.append(PassShape(rows, min(documents, rows // self.plan.tile)))
             rows = rows // 2 // self.plan.tile * self.plan.tile
-        return shapes
+        return list(dict.fromkeys(shapes))
 
     @property
     def most(self) -> PassShape:
