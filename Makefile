@@ -16,7 +16,7 @@ demo: $(STAMP)  ## prepare text, train, export, score and print the result: 5 mi
 	$(GOLF) fit --config configs/demo.yaml
 
 test: $(STAMP)  ## the whole test suite
-	$(BIN)/pytest -q -n auto
+	$(BIN)/pytest -q -n auto --dist worksteal
 
 lint: $(STAMP)  ## ruff, rules and format
 	$(BIN)/ruff check .

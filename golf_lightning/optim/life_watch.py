@@ -13,8 +13,15 @@ from golf_lightning.optim.faults import end_at_once, where_it_stands
 LEFT = -(1 << 40)
 """Added to the beats of a rank that has finished: fewer than none."""
 
-WAITS = ("torch.distributed", "golf_lightning.optim.", "concurrent.futures", "multiprocessing", "subprocess")
-"""Modules in whose code a rank rightly sleeps: for other ranks, or for processes that work for it."""
+WAITS = (
+    "torch.distributed",
+    "golf_lightning.optim.",
+    "golf_lightning.files",
+    "concurrent.futures",
+    "multiprocessing",
+    "subprocess",
+)
+"""Modules in whose code a rank rightly sleeps: for other ranks, for a slow disk, or for what works on its behalf."""
 
 PLUMBING = ("threading", "selectors", "queue", "socket")
 """Modules that sleep on behalf of their caller."""

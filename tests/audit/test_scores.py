@@ -22,8 +22,8 @@ from golf_lightning.errors import GolfError
 from golf_lightning.evaluation.documents import DocumentStream
 from golf_lightning.model.adapters import AdapterConfig
 
-LENGTHS = (11, 23, 3, 17)
-AMOUNT = AuditConfig(positions=6, lengths=3, distributions=2)
+LENGTHS = (9, 15, 3, 11)
+AMOUNT = AuditConfig(positions=4, lengths=2, distributions=2)
 
 
 class TwoBytes:

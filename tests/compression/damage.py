@@ -153,7 +153,7 @@ def main() -> None:
         decode_artifact(data)
     grown, noise = {}, random.Random(3)
     before = peak_bytes()
-    for _ in range(300):
+    for _ in range(150):
         for data in files:
             outcome(seal(overwrite(noise, data[:-DIGEST_BYTES])))
             outcome(forge(noise, data))

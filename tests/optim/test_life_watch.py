@@ -8,7 +8,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import pytest
 import torch.distributed as dist
 from life_work import PATIENCE_S, long_work
 from ranks import run_on_ranks
@@ -63,9 +62,11 @@ def poll() -> None:
         time.sleep(PATIENCE_S / 20)
 
 
-@pytest.mark.parametrize("work", [lambda: spin(3 * PATIENCE_S), poll, wait_for_a_program, wait_for_a_pool])
-def test_work_and_waiting_for_workers_are_none(work: Callable[[], None]) -> None:
-    assert first_verdict(work, 4 * PATIENCE_S) == ""
+def test_work_and_waiting_for_workers_are_none() -> None:
+    kinds: list[Callable[[], object]] = [lambda: spin(3 * PATIENCE_S), poll, wait_for_a_program, wait_for_a_pool]
+    with ThreadPoolExecutor() as pool:
+        said = pool.map(lambda work: first_verdict(work, 4 * PATIENCE_S), kinds)
+    assert list(said) == ["", "", "", ""]
 
 
 def test_a_rank_that_does_not_answer_is_named() -> None:

@@ -185,7 +185,15 @@ def test_the_bundled_demo_runs_alone_and_gives_the_sums_of_the_package(tmp_path:
         "trainer": {"max_steps": 3},
         "data": {"folder": str(data)},
         "model": {
-            "gpt": {"vocab_size": 320},
+            "gpt": {
+                "vocab_size": 320,
+                "width": 32,
+                "heads": 2,
+                "kv_heads": 1,
+                "head_dim": 16,
+                "mlp_width": 64,
+                "rope_dims": 8,
+            },
             "export": {"calibration_batches": 2, "budget": {"code_bytes": None}},
             "ttt": {"max_documents": 3},
         },

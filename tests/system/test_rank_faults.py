@@ -39,7 +39,6 @@ def processes_with(text: str) -> list[str]:
         # Rank 1 ends with the process that started it, mostly before it can name rank 0.
         ("out of memory", 0, "lightning", "[rank0]: Traceback", "OutOfMemoryError: Tried to allocate 20 GiB."),
         ("hangs", 1, "lightning", f"error: rank 1 hangs: {STOOD}", "in hang_here"),
-        ("hangs", 0, "torchrun", f"error: rank 0 hangs: {STOOD}", "in hang_here"),
         ("freezes", 1, "lightning", "error: rank 0 stops:", "ranks [1]"),
         ("is killed", 1, "lightning", "error: rank 1 (process", "ended of SIGKILL, so the run ends"),
         ("exits", 1, "torchrun", "", "exitcode  : 7"),

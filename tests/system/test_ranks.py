@@ -42,7 +42,7 @@ def test_two_ranks_repeat_one_that_accumulates(data: Path, tmp_path: Path) -> No
 
 def test_ranks_whose_clocks_differ_do_the_same_in_every_step(data: Path, tmp_path: Path) -> None:
     """Rank 1's clock runs twice as fast; learning rate, momentum, recurrence and the stop follow rank 0's."""
-    budget_s, reserve_s = 8.0, 1.0
+    budget_s, reserve_s = 5.0, 1.0
     recipe = write_recipe(
         tmp_path,
         data,
