@@ -31,9 +31,9 @@ def share_imports(sources: Sources, to_text: Callable[[ast.Module], str]) -> tup
         users = {module for module in sources if name in used[module] and not line.startswith(f"from {module} ")}
         if not others and users == {module for module in sources if line in taken[module]}:
             left_out.add(line)
-            if name not in defined:
+            if not defined.get(name):
                 table.append(line)
-        elif name in defined:
+        elif defined.get(name):
             not_imports.append(name)
     for module in sources:
         if rest := [line for line in taken[module] if line not in left_out]:

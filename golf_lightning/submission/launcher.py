@@ -78,7 +78,8 @@ def known_imports(files: dict[str, str], table: str) -> dict[str, str]:
         if module := _module(path):
             for node in ast.parse(text).body:
                 for name in _defined(node):
-                    imports[name] = "" if name in imports else f"from {module} import {name}"
+                    line = f"from {module} import {name}"
+                    imports[name] = line if imports.get(name, line) == line else ""
     for line in table.splitlines():
         start, found, names = line.rpartition("import ")
         for name in names.split(","):

@@ -35,7 +35,7 @@ class TypeStripper(ast.NodeTransformer):
 
     The command line reads the parameters of constructors and of the methods that its commands are named after, and the
     fields of classes. Triton and torch.library read whole functions, which are decorated. Those stay; return types,
-    other parameters, types of variables, ``@override`` and assertions that only tell a type checker a type go.
+    other parameters, types of variables, ``@override`` and assertions without message that only tell a type go.
 
     Attributes:
         overrides: names of functions that were marked ``@override``.
@@ -73,7 +73,7 @@ class TypeStripper(ast.NodeTransformer):
     def visit_Assert(self, node: ast.Assert) -> ast.AST:
         is_type = isinstance(node.test, ast.Call) and ast.unparse(node.test.func) == "isinstance"
         is_there = isinstance(node.test, ast.Compare) and ast.unparse(node.test).endswith(" is not None")
-        return ast.copy_location(ast.Pass(), node) if is_type or is_there else node
+        return ast.copy_location(ast.Pass(), node) if (is_type or is_there) and node.msg is None else node
 
     def _inside(self, node: ast.AST, *, in_class: bool) -> ast.AST:
         outside, self._in_class = self._in_class, in_class

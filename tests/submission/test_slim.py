@@ -4,7 +4,7 @@ import re
 import pytest
 
 from golf_lightning.submission.closure import Sources
-from golf_lightning.submission.slim import TypeStripper, drop_dead_code, drop_docstrings, minify
+from golf_lightning.submission.slim import TypeStripper, drop_dead_code, drop_docstrings, free_parameters, minify
 
 
 def stripped(text: str) -> str:
@@ -37,6 +37,7 @@ def test_docstrings_go_and_bodies_stay_valid() -> None:
         "@torch.library.custom_op('a::b', mutates_args=())\ndef f(x: Tensor) -> Tensor:\n    pass",
         "def f():\n    x: int",
         "def f():\n    assert x == 1, 'a message'",
+        "def f():\n    assert x is not None, 'a message'",
         "def f():\n    assert x is not None and x > 1",
     ],
 )
@@ -125,3 +126,43 @@ def kernel(pointer, count, SIZE: tl.constexpr):
     renamed = re.search(r"(\w+) *=tl.arange", short)
     assert renamed
     assert ast.dump(ast.parse(short)) == ast.dump(ast.parse(text.replace("offsets", renamed[1])))
+
+
+def freed(overrides: tuple[str, ...] = (), **modules: str) -> dict[str, str]:
+    sources: Sources = {name: ast.parse(text) for name, text in modules.items()}
+    free_parameters(sources, set(overrides))
+    return {name: ast.unparse(tree) for name, tree in sources.items()}
+
+
+def test_parameters_that_no_call_names_become_positional() -> None:
+    left = freed(
+        one="def f(a, b, c, *, d):\n    pass\n\nclass A:\n\n    def m(self, x):\n        pass",
+        two="f(1, 2, c=3, d=4)",
+    )
+    assert left["one"] == ("def f(a, b, /, c, *, d):\n    pass\n\nclass A:\n\n    def m(self, x, /):\n        pass")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "@torch.library.custom_op('a::b', mutates_args=())\ndef f(x):\n    pass",
+        "class A:\n\n    def __init__(self, x):\n        pass",
+        "class A:\n\n    def fit(self, x):\n        pass",
+        "class A(pl.Callback):\n\n    def m(self, x):\n        pass",
+        "def f(ctx, inputs):\n    pass\nregister(op, setup_context=f)",
+        "class A:\n\n    def m(self, x):\n        pass\nregister(A().m)",
+    ],
+)
+def test_parameters_that_others_may_name_stay(text: str) -> None:
+    assert freed(a=text) == {"a": text}
+
+
+def test_overriding_functions_keep_their_parameters() -> None:
+    assert freed(("m",), a="def m(x):\n    pass") == {"a": "def m(x):\n    pass"}
+    stripper = TypeStripper()
+    stripper.visit(ast.parse("class A:\n    @override\n    def m(self): pass\n    def n(self): pass"))
+    assert stripper.overrides == {"m"}
+
+
+def test_private_methods_of_derived_classes_are_ours() -> None:
+    assert "def _m(self, x, /)" in freed(a="class A(Base):\n    def _m(self, x): pass")["a"]
