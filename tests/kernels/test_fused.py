@@ -313,7 +313,7 @@ def test_triton_is_refused_on_a_cpu() -> None:
 
 INTERPRETED = """
 import torch
-from golf_lightning.kernels import heads, mixing, triton_heads, triton_loss, triton_mixing, triton_mlp
+from golf_lightning.kernels import heads, mixing_ops, triton_heads, triton_loss, triton_mixing, triton_mlp
 from golf_lightning.kernels.cross_entropy import IGNORED, loss_and_gradient
 from golf_lightning.kernels.mlp import hidden_and_slope, sloped_product
 from golf_lightning.model.rotary import rotary_table
@@ -357,21 +357,21 @@ for tokens, used, rope_dims, query_heads, kv_heads in ((21, 19, 4, 6, 3), (8, 8,
         torch.testing.assert_close([x[inside] for x in found], [x[inside] for x in expected])
 for tokens, width in ((9, 24), (1, 32)):
     x, dn, dx = torch.randn(3, tokens, width)
-    n, inverse = mixing.norm_op(x, 0.7)
+    n, inverse = mixing_ops.norm_op(x, 0.7)
     torch.testing.assert_close(triton_mixing.launch_norm(x, 0.7, heads.NORM_EPS), (n, inverse))
-    expected = mixing.norm_backward_op(dn, dx, n, inverse, 0.7)
+    expected = mixing_ops.norm_backward_op(dn, dx, n, inverse, 0.7)
     torch.testing.assert_close(triton_mixing.launch_norm_backward(dn, dx, n, inverse, 0.7), expected)
     for count, uses, written, scales in MIXTURES:
         streams, n = list(torch.randn(count, tokens, width)), sum(mask.bit_count() for mask in uses)
         weights = torch.randn(n, width)
         plan = (streams, weights, uses, written, scales)
-        expected = mixing.mix_op(*plan)
+        expected = mixing_ops.mix_op(*plan)
         torch.testing.assert_close(triton_mixing.launch_mix(*plan, heads.NORM_EPS), expected)
         for again in (-1, count - 1):
             grads = [torch.randn_like(x) for x in expected]
             grads += [torch.randn(tokens, width)] * (again >= 0)
             *dx, parts = triton_mixing.launch_mix_backward(grads, *plan, again, heads.NORM_EPS, 2)
-            *dexpected, whole = mixing.mix_backward_op(grads, *plan, again)
+            *dexpected, whole = mixing_ops.mix_backward_op(grads, *plan, again)
             torch.testing.assert_close((*dx, parts.sum(0)), (*dexpected, whole.sum(0)), rtol=1e-4, atol=1e-5)
 """
 
