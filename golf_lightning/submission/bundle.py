@@ -28,6 +28,7 @@ from golf_lightning.submission.closure import Sources, carried_packages, class_p
 from golf_lightning.submission.imports import share_imports
 from golf_lightning.submission.options import without, without_defaults
 from golf_lightning.submission.packing import Packing
+from golf_lightning.submission.parts import shares
 from golf_lightning.submission.slim import TypeStripper, drop_dead_code, drop_docstrings, free_parameters, minify
 
 ENTRY = "golf_lightning.__main__"
@@ -43,11 +44,13 @@ class BundleReport:
     Attributes:
         bytes: size of the file.
         modules: names of the modules in it.
+        files: text of every file in it, by path.
         seconds: time it took.
     """
 
     bytes: int
     modules: tuple[str, ...]
+    files: dict[str, str]
     seconds: float
 
 
@@ -70,7 +73,7 @@ def bundle(config: str | Path, out: str | Path) -> BundleReport:
     program = made.read()
     with write_whole(out) as file:
         file.write(program)
-    return BundleReport(len(program), made.modules, time.perf_counter() - start)
+    return BundleReport(len(program), made.modules, made.files, time.perf_counter() - start)
 
 
 class Program:
@@ -78,6 +81,7 @@ class Program:
 
     Attributes:
         modules: names of the modules in it.
+        files: text of every file in it, by path.
 
     Args:
         config: the resolved configuration as YAML text.
@@ -101,7 +105,7 @@ class Program:
             path = source_of(name, folders)
             assert path is not None
             files[path.relative_to(folders[name.partition(".")[0]]).as_posix()] = text
-        self.modules = tuple(texts)
+        self.modules, self.files = tuple(texts), files
         self._head = _head()
         pieces = [table, *(piece for file in files.items() for piece in file)]
         self._packing = Packing("\0".join(pieces).encode(), self._head)
@@ -191,7 +195,11 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--config", required=True, metavar="FILE", help="a run's config.yaml, the file's defaults")
     parser.add_argument("--out", default="train_gpt.py", metavar="FILE", help="file to write (default: %(default)s)")
+    parser.add_argument("--parts", action="store_true", help="also print about how many bytes each file in it takes")
     arguments = parser.parse_args(argv)
     report = bundle(arguments.config, arguments.out)
     print(f"{arguments.out}: {report.bytes:,} bytes, {len(report.modules)} modules, {report.seconds:.1f} s")
+    if arguments.parts:
+        for path, size in shares(report.files, report.bytes).items():
+            print(f"{size:7,} {path}")
     return 0

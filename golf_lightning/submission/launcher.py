@@ -36,6 +36,8 @@ def unpack(payload: bytes, primer: bytes) -> Path:
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "golf_lightning")
     shared = cache / hashlib.sha256(payload).hexdigest()
+    if shared.is_dir():
+        return shared
     with contextlib.ExitStack() as stack:
         try:
             cache.mkdir(parents=True, exist_ok=True)

@@ -22,6 +22,7 @@ from golf_lightning.submission import launcher, squeeze
 from golf_lightning.submission.bundle import Program, _literal, bundle
 from golf_lightning.submission.closure import class_paths
 from golf_lightning.submission.packing import Packing
+from golf_lightning.submission.parts import shares
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "configs" / "demo.yaml"
@@ -68,6 +69,7 @@ def test_any_bytes_survive_as_a_literal(data: bytes) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_shipped_recipe_fits_the_limit_of_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bundler, "squeeze", squeeze)
     monkeypatch.setattr(bundler, "Packing", Packing)
@@ -171,6 +173,21 @@ def test_the_command_tells_bytes_and_modules(tmp_path: Path, capsys: Any) -> Non
     out = tmp_path / "program.py"
     assert main(["bundle", "--config", str(DEMO), "--out", str(out)]) == 0
     assert f"{out}: {out.stat().st_size:,} bytes, " in capsys.readouterr().out
+
+
+def test_the_command_tells_what_each_file_takes(tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "program.py"
+    assert main(["bundle", "--config", str(DEMO), "--out", str(out), "--parts"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    sizes = {path: int(size.replace(",", "")) for size, path in lines}
+    assert "golf_lightning/model/gpt.py" in sizes
+    assert sum(sizes.values()) == pytest.approx(out.stat().st_size, abs=len(sizes))
+    assert list(sizes.values()) == sorted(sizes.values(), reverse=True)
+
+
+def test_more_text_takes_more_bytes() -> None:
+    files = {"a": "def f(x): return x + 1", "b": "".join(chr(97 + n * n % 26) for n in range(3000)), "c": ""}
+    assert list(shares(files, 1000)) == ["b", "a", "c"]
 
 
 def scores(path: Path) -> dict[str, float]:

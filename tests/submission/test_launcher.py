@@ -108,6 +108,14 @@ def test_another_payload_gets_another_folder(cache: Path) -> None:
     assert unpack(PAYLOAD) != unpack(packed("config.json", "{}"))
 
 
+def test_an_unpacked_program_starts_from_a_cache_that_cannot_be_written(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = unpack(PAYLOAD)
+    monkeypatch.setattr("tempfile.mkdtemp", None)
+    assert unpack(PAYLOAD) == folder
+
+
 def test_a_cache_that_cannot_be_written_is_replaced_by_a_temporary_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
