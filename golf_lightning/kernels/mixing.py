@@ -66,19 +66,6 @@ def mix(
     return _plain(wanted) + ([] if again_TD is None else [again_TD])
 
 
-def normalize(x_TD: Tensor, scale: float, *, backend: KernelBackend = "reference") -> tuple[Tensor, Tensor]:
-    """``scale`` times the root-mean-square norm of ``x``, and ``x`` to go on with.
-
-    The fused path keeps its result for the backward pass and not ``x``, which may then be added to in place, and adds
-    the two gradients of ``x`` where it reads them.
-    """
-    return _Norm.apply(x_TD, scale) if backend == "triton" else (_norm(x_TD, scale), x_TD)
-
-
-def _norm(x_TD: Tensor, scale: float) -> Tensor:
-    return F.rms_norm(x_TD, x_TD.shape[-1:], eps=NORM_EPS) * scale
-
-
 def _plain(wanted: Sequence[Wanted]) -> list[Tensor]:
     done: list[tuple[Stream, Tensor]] = []
     results = []
@@ -87,7 +74,7 @@ def _plain(wanted: Sequence[Wanted]) -> list[Tensor]:
         done.append((stream, x_TD))
         results += [x_TD] * written
         if scale:
-            results.append(_norm(x_TD, scale))
+            results.append(F.rms_norm(x_TD, x_TD.shape[-1:], eps=NORM_EPS) * scale)
     return results
 
 
@@ -354,19 +341,3 @@ def _norm_backward_on_gpu(dn: Tensor, dx: Tensor, n: Tensor, inverse: Tensor, sc
     from golf_lightning.kernels.triton_mixing import launch_norm_backward
 
     return launch_norm_backward(dn.contiguous(), dx.contiguous(), n, inverse, scale)
-
-
-class _Norm(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        n, inverse = torch.ops.golf.norm(x, scale)
-        ctx.save_for_backward(n, inverse)
-        ctx.scale = scale
-        # Not written to, but a result: its gradient then comes here.
-        ctx.mark_dirty(x)
-        return n, x
-
-    @staticmethod
-    def backward(ctx: Any, dn: Tensor, dx: Tensor) -> tuple[Tensor | None, ...]:
-        n, inverse = ctx.saved_tensors
-        return torch.ops.golf.norm_backward(dn, dx, n, inverse, ctx.scale), None

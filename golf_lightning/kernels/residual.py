@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from golf_lightning.kernels.backend import KernelBackend
-from golf_lightning.kernels.mixing import normalize
+from golf_lightning.kernels.mixing import Blend, Wanted, mix
 from golf_lightning.kernels.mlp import mlp, mlp_gradients
 
 # T tokens, D width, M hidden units
@@ -39,8 +39,8 @@ def add_branches(
     """
     if backend == "triton":
         return _Residual.apply(u_TD, y_TD, out_DD, scale, up_MD, down_DM)
-    x_TD = u_TD + F.linear(y_TD, out_DD)
-    return x_TD + mlp(normalize(x_TD, scale)[0], up_MD, down_DM)
+    x_TD, n_TD = mix([Wanted(Blend(((1.0, u_TD), (1.0, F.linear(y_TD, out_DD)))), True, scale)])
+    return x_TD + mlp(n_TD, up_MD, down_DM)
 
 
 @torch.library.custom_op("golf::add_product", mutates_args=("onto_TO",))

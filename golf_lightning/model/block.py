@@ -11,7 +11,7 @@ from torch import Tensor
 from golf_lightning.kernels.backend import KernelBackend
 from golf_lightning.kernels.heads import NORM_EPS, prepare_heads, serves_heads
 from golf_lightning.kernels.heads import exclude_self as exclude_self_fused
-from golf_lightning.kernels.mixing import Blend, Stream, Wanted, mix, normalize
+from golf_lightning.kernels.mixing import Blend, Stream, Wanted, mix
 from golf_lightning.kernels.mlp import mlp, product
 from golf_lightning.kernels.residual import add_branches
 from golf_lightning.model.injection import Attend, LayerAdapters, Recorder
@@ -147,8 +147,9 @@ def serial_block(
         y_TD, _ = attention_heads(n_TD, layer, run, adapters)
         x_TD = add_branches(run.wanted(u_TD), y_TD, layer.o, scale, layer.up, layer.down, backend=run.kernels)
         return x_TD, again_TD
-    x_TD = run.wanted(u_TD) + attention_branch(n_TD, layer, run, adapters)
-    n_TD, x_TD = normalize(x_TD, scale, backend=run.kernels)
+    branch_TD = attention_branch(n_TD, layer, run, adapters)
+    joined = Blend(((1.0, run.wanted(u_TD)), (1.0, branch_TD)))
+    x_TD, n_TD = mix([Wanted(joined, True, scale)], backend=run.kernels)
     return x_TD + mlp_branch(n_TD, layer, run, adapters), again_TD
 
 

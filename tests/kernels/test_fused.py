@@ -35,7 +35,6 @@ from golf_lightning.kernels.mixing import (
     mix_op,
     norm_backward_op,
     norm_op,
-    normalize,
 )
 from golf_lightning.kernels.mlp import (
     hidden_and_slope,
@@ -231,15 +230,6 @@ def test_kept_apart_product_has_the_gradients_of_a_product() -> None:
 def residual_layer(x: Tensor, o: Tensor, up: Tensor, down: Tensor, backend: Any) -> Tensor:
     (u,) = mix([Wanted(Blend(((2.0, x), (o[0, 0], x.tanh()))), True)], backend=backend)
     return add_branches(u, x.sin(), o, 0.7, up, down, backend=backend)
-
-
-def test_normalizing_has_the_values_and_gradients_of_the_formula() -> None:
-    x, weights = random(6, 5), torch.randn(2, 6, 5, dtype=torch.float64)
-    results = []
-    for backend in ("triton", "reference"):
-        n, y = normalize(x * 2, 0.7, backend=backend)
-        results.append((n, y, *torch.autograd.grad((n * weights[0] + y * weights[1]).sum(), x)))
-    torch.testing.assert_close(*results)
 
 
 def test_products_added_in_place_have_the_value_and_gradients_of_the_formula() -> None:
