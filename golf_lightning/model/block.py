@@ -156,7 +156,7 @@ def serial_block(
     scale = shrink(layer)
     entered = Wanted(entry(x, layer, run), True, scale, ATTENTION_READERS)
     u_TD, *read = run.mix(entered, again_TD=skip_TD)
-    again_TD = None if skip_TD is None else read.pop()
+    again_TD = None if skip_TD is None else read[ATTENTION_READERS]
     if adapters.attn is None and adapters.mlp is None and run.recorder is None:
         y_TD = attention_heads(read, layer, run, adapters)
         x_TD = add_branches(run.wanted(u_TD), y_TD, layer.o, scale, layer.up, layer.down, backend=run.kernels)
