@@ -29,7 +29,12 @@ def compile_in_place(model: GPT) -> None:
     Torch by default traces a graph with own autograd functions anew in every process. Here it keeps the traced graphs
     too, which halves the start with warm caches: what the functions compute is part of the graph that names an entry.
     """
+    from torch._inductor.exc import OperatorIssue
+
     torch._functorch.config.autograd_cache_allow_custom_autograd_functions = True
+    # What torch tells of an operator names its inputs, and all of theirs, once for each way that leads to them: too
+    # much at the end of this network. Torch 2.11 makes that text for each operator that is new to it, wanted or not.
+    OperatorIssue.operator_str = staticmethod(lambda target, *_: str(target))  # type: ignore[assignment, method-assign]
     # In place: assigning torch.compile(model) would prefix every key of the state dict.
     model.compile(dynamic=False, fullgraph=True)
 

@@ -58,6 +58,28 @@ def test_traced_graphs_are_found_by_the_next_process_and_not_by_one_with_other_g
     assert "autograd_cache_miss" in found[0] and "autograd_cache_miss" in found[2]
 
 
+DESCRIBED = """
+import torch
+from torch._inductor.exc import LoweringException, MissingOperatorWithoutDecomp
+from golf_lightning.model.config import GPTConfig
+from golf_lightning.model.gpt import GPT
+from golf_lightning.optim.warmup import compile_in_place
+compile_in_place(GPT(GPTConfig(layers=6, loop_first=1, loop_last=2, lanes_start=4, vocab_size=8, width=8, heads=1,
+    kv_heads=1, head_dim=8, mlp_width=8, rope_dims=0, max_seqlen=8)))
+class Value:
+    def __str__(self):
+        raise AssertionError("described")
+    __repr__ = __str__
+error = LoweringException(ValueError("wrong"), torch.ops.aten.add.Tensor, [Value()], {"alpha": Value()})
+assert "ValueError: wrong" in str(error) and "aten.add.Tensor" in str(error), error
+assert "aten.add.Tensor" in MissingOperatorWithoutDecomp.operator_str(torch.ops.aten.add.Tensor, [Value()], {})
+"""
+
+
+def test_operators_are_described_without_the_network_before_them() -> None:
+    subprocess.run([sys.executable, "-c", DESCRIBED], check=True)
+
+
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the system tells no process's age")
 def test_the_age_of_the_process_is_told_in_seconds() -> None:
     code = "import time; from golf_lightning.optim.warmup import process_seconds; print(process_seconds())"
