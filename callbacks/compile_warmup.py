@@ -6,7 +6,7 @@ import lightning.pytorch as pl
 from typing_extensions import override
 
 from golf_lightning.module import GolfModule
-from golf_lightning.optim.warmup import keep_compiled_code, random_batch, warm_up
+from golf_lightning.optim.warmup import keep_compiled_code, process_seconds, random_batch, warm_up
 from golf_lightning.reporting.console import say
 
 
@@ -41,4 +41,6 @@ class CompileWarmup(pl.Callback):
         validate = trainer.enable_validation and data.val_packing == data.train_packing
         with pl_module.ledger.stage("compile"):
             warm_up(model, pl_module.optimizer, batch, recurrence=recurrence, validate=validate)
-        say(f"warmed up in {pl_module.ledger.seconds['compile']:.1f} s; the training clock starts now")
+        since = process_seconds()
+        age = "" if since is None else f", {since:.1f} s after the process began"
+        say(f"warmed up in {pl_module.ledger.seconds['compile']:.1f} s{age}; the training clock starts now")

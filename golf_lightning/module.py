@@ -24,6 +24,7 @@ from golf_lightning.optim.clock import TrainingClock
 from golf_lightning.optim.config import OptimizerConfig
 from golf_lightning.optim.muon import MuonAdamW
 from golf_lightning.optim.schedules import scheduled
+from golf_lightning.optim.warmup import compile_in_place
 from golf_lightning.reporting.ledger import Ledger
 from golf_lightning.reporting.result import Result
 from golf_lightning.stages import score_with_ttt
@@ -116,8 +117,7 @@ class GolfModule(pl.LightningModule):
         choose_backend(self.model.attention, device)
         choose_kernels(self.model.kernels, device, self.model.compute_dtype)
         if self.compile_mode is True or (self.compile_mode == "auto" and on_gpu):
-            # In place: assigning torch.compile(model) would prefix every key of the state dict.
-            self.model.compile(dynamic=False, fullgraph=True)
+            compile_in_place(self.model)
 
     @property
     def settings(self) -> str:

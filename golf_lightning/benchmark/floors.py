@@ -11,12 +11,12 @@ from golf_lightning.model.config import GPTConfig
 
 PARTS = ("products", "attention", "layer entry", "heads", "XSA", "loss", "generated and rest")
 """Parts of a micro-batch, forward and backward together."""
-PASSES = {"layer entry": 10.0, "heads": 9.5, "XSA": 6.5}
+PASSES = {"layer entry": 16.0, "heads": 9.5, "XSA": 6.5}
 """``[T, D]`` tensors that a layer's part reads or writes, forward and backward, each once.
 
-Layer entry: in x, x0, out u, n; back in du, dn, x, x0, out dx, dx0. Heads, where k and v have half the heads of q: in
-q, k, v, out the same; back in three gradients and q, k, out three gradients. XSA: in y, v, out y; back in dy, y, v, out
-dy, dv.
+Layer entry: in x, x0, out u, n; back in du, dn, x, x0, out dx, dx0; the MLP's norm: in x, out n; back in dn, dx, n, out
+dx. Skips and lanes read more. Heads, where k and v have half the heads of q: in q, k, v, out the same; back in three
+gradients and q, k, out three gradients. XSA: in y, v, out y; back in dy, y, v, out dy, dv.
 """
 
 

@@ -13,7 +13,7 @@ PATTERNS = (
     ("loss", r"_loss_kernel|cross_entropy|nll_loss"),
     ("heads", r"_prepare_(backward_)?kernel|prepare_heads(_backward)?$"),
     ("XSA", r"_exclude_(backward_)?kernel|exclude_self(_backward)?$"),
-    ("layer entry", r"^_mix_(backward_)?kernel|mix_and_normalize|golf::mix"),
+    ("layer entry", r"^_(mix|norm)_(backward_)?kernel|golf::(mix|norm)"),
     (
         "products",
         r"nvjet|gemm|cutlass|cublas|splitK|_hidden_kernel|_product_kernel|aten::(addmm|mm|bmm|linear)$|mlp_hidden",

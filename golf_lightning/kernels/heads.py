@@ -27,10 +27,12 @@ def serves_heads(backend: KernelBackend, head_dim: int, rotated_half: int) -> bo
 
 def prepare_heads(
     qkv_TC: Tensor, cos_TR: Tensor, sin_TR: Tensor, gain_H: Tensor, cu_seqlens: Tensor, head_dim: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries ``[T, H, K]``, keys and values ``[T, G, K]`` from the joint projection, fused.
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Queries ``[T, H, K]``, keys and values ``[T, G, K]`` from the joint projection, and the values again, fused.
 
-    Queries and keys are normalized a head at a time and rotated; queries are multiplied by their head's gain.
+    Queries and keys are normalized a head at a time and rotated; queries are multiplied by their head's gain. The
+    values come twice, for attention and for :func:`exclude_self`: the backward pass then adds the two gradients where
+    it reads them, instead of in a pass of their own.
     """
     return _Prepare.apply(qkv_TC, cos_TR, sin_TR, gain_H, cu_seqlens, head_dim)
 
@@ -101,8 +103,8 @@ def _prepare_on_gpu(
 
 @torch.library.custom_op("golf::prepare_heads_backward", mutates_args=())
 def prepare_backward_op(
-    dq_THK: Tensor, dk_TGK: Tensor, dv_TGK: Tensor, qkv_TC: Tensor, cos_TR: Tensor, sin_TR: Tensor, gain_H: Tensor,
-    cu_seqlens: Tensor,
+    dq_THK: Tensor, dk_TGK: Tensor, dv_TGK: Tensor, dv_again_TGK: Tensor, qkv_TC: Tensor, cos_TR: Tensor,
+    sin_TR: Tensor, gain_H: Tensor, cu_seqlens: Tensor,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Gradients of the projection ``[T, C]`` and of the gains, in parts to be added up ``[parts, H]`` float32."""
     heads, kv_heads, head_dim = dq_THK.shape[1], dk_TGK.shape[1], dq_THK.shape[2]
@@ -114,14 +116,15 @@ def prepare_backward_op(
     inverse = _inverse_rms(x)
     along = (back * x * inverse).sum(-1, keepdim=True)
     dqk = inverse * gain * (back - x * inverse * along / head_dim)
-    dqkv = torch.cat([dqk, torch.where(inside, _wide(dv_TGK), 0)], dim=1)
+    dqkv = torch.cat([dqk, torch.where(inside, _wide(dv_TGK) + _wide(dv_again_TGK), 0)], dim=1)
     return dqkv.flatten(1).to(qkv_TC.dtype), along[:, :heads, 0].sum(0, keepdim=True)
 
 
 @prepare_backward_op.register_fake
 def _prepare_backward_shapes(
-    dq: Tensor, dk: Tensor, dv: Tensor, qkv: Tensor, cos: Tensor, sin: Tensor, gain: Tensor, cu_seqlens: Tensor
-) -> tuple[Tensor, Tensor]:
+    dq: Tensor, dk: Tensor, dv: Tensor, dv_again: Tensor, qkv: Tensor, cos: Tensor, sin: Tensor, gain: Tensor,
+    cu_seqlens: Tensor,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     wide = torch.promote_types(qkv.dtype, torch.float32)
     return torch.empty_like(qkv), qkv.new_empty(_parts(qkv), gain.shape[0], dtype=wide)
 
@@ -136,12 +139,13 @@ def _parts(qkv_TC: Tensor) -> int:
 
 @prepare_backward_op.register_kernel("cuda")
 def _prepare_backward_on_gpu(
-    dq: Tensor, dk: Tensor, dv: Tensor, qkv: Tensor, cos: Tensor, sin: Tensor, gain: Tensor, cu_seqlens: Tensor
-) -> tuple[Tensor, Tensor]:
+    dq: Tensor, dk: Tensor, dv: Tensor, dv_again: Tensor, qkv: Tensor, cos: Tensor, sin: Tensor, gain: Tensor,
+    cu_seqlens: Tensor,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     from golf_lightning.kernels.triton_heads import launch_prepare_backward
 
-    dq, dk, dv, qkv, cos, sin, gain = (x.contiguous() for x in (dq, dk, dv, qkv, cos, sin, gain))
-    return launch_prepare_backward(dq, dk, dv, qkv, cos, sin, gain, cu_seqlens, NORM_EPS, ROWS_PER_PART)
+    dq, dk, dv, dv_again, qkv, cos, sin, gain = (x.contiguous() for x in (dq, dk, dv, dv_again, qkv, cos, sin, gain))
+    return launch_prepare_backward(dq, dk, dv, dv_again, qkv, cos, sin, gain, cu_seqlens, NORM_EPS, ROWS_PER_PART)
 
 
 @torch.library.custom_op("golf::exclude_self", mutates_args=())
@@ -206,15 +210,15 @@ class _Prepare(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, qkv: Tensor, cos: Tensor, sin: Tensor, gain: Tensor, cu_seqlens: Tensor, head_dim: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         ctx.save_for_backward(qkv, cos, sin, gain, cu_seqlens)
         q, k, v = torch.ops.golf.prepare_heads(qkv, cos, sin, gain, cu_seqlens, head_dim)
-        return q, k, v
+        return q, k, v, v.view_as(v)
 
     @staticmethod
-    def backward(ctx: Any, dq: Tensor, dk: Tensor, dv: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dq: Tensor, dk: Tensor, dv: Tensor, dv_again: Tensor) -> tuple[Tensor | None, ...]:
         qkv, cos, sin, gain, cu_seqlens = ctx.saved_tensors
-        dqkv, parts = torch.ops.golf.prepare_heads_backward(dq, dk, dv, qkv, cos, sin, gain, cu_seqlens)
+        dqkv, parts = torch.ops.golf.prepare_heads_backward(dq, dk, dv, dv_again, qkv, cos, sin, gain, cu_seqlens)
         return dqkv, None, None, parts.sum(0).to(gain.dtype) if ctx.needs_input_grad[3] else None, None, None
 
 

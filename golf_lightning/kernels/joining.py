@@ -14,6 +14,9 @@ from golf_lightning.kernels.heads import NORM_EPS
 
 # T tokens, D width, N terms
 
+MOST_TERMS = 3
+"""Terms of one sum."""
+
 
 def join(
     terms: Sequence[Tensor], weights: Tensor | None = None, *, scale: float = 0.0, readers: int = 0

@@ -1,6 +1,14 @@
-"""Facade of a layer's entry: the residual stream mixed with the embedding, and its normalized copy."""
+"""Facade of what lies between a layer's products: weighted sums of residual streams, and the norms that products read.
 
-from typing import Any
+Skip gates, lanes, residual mixes and norms are all sums of streams with one weight a column. The fused path takes
+everything wanted at one place in one pass: each stream is read once, forward and backward, and the gradients of the
+weights are summed over tokens while the rows are at hand.
+"""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -8,98 +16,185 @@ from torch import Tensor
 
 from golf_lightning.kernels.backend import KernelBackend
 from golf_lightning.kernels.heads import NORM_EPS
+from golf_lightning.kernels.joining import MOST_TERMS, join
+from golf_lightning.kernels.mixing_ops import FusedMix, Plan, wide
 
-# T tokens, D width, P parts of a sum
+# T tokens, D width, N weights, P parts of a sum
 
 
-def mix_and_normalize(
-    x_TD: Tensor, x0_TD: Tensor, mix_2D: Tensor, scale: float, *, backend: KernelBackend = "reference"
-) -> tuple[Tensor, Tensor]:
-    """``u = m0 x + m1 x0`` and ``scale * rms_norm(u)``, ``[T, D]`` each.
+@dataclass(frozen=True, slots=True)
+class Blend:
+    """A weighted sum of streams that is not computed yet.
 
-    The fused backward pass sums the gradient of ``m`` over tokens while it has the rows at hand, instead of reading
-    them again.
+    Args:
+        terms: pairs of a weight, ``[D]``, scalar or number, and a stream ``[T, D]`` or another blend.
     """
-    if backend == "triton":
-        # The first layer's stream is the embedding itself, and torch.compile takes no tensor twice here.
-        return _Mix.apply(x_TD.view_as(x_TD) if x_TD is x0_TD else x_TD, x0_TD, mix_2D, scale)
-    first_D, second_D = mix_2D.unbind(0)
-    u_TD = first_D * x_TD + second_D * x0_TD
-    return u_TD, F.rms_norm(u_TD, u_TD.shape[-1:], eps=NORM_EPS) * scale
+
+    terms: "tuple[tuple[Tensor | float, Stream], ...]"
 
 
-def _wide(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+Stream = Tensor | Blend
 
 
-@torch.library.custom_op("golf::mix", mutates_args=())
-def mix_op(x_TD: Tensor, x0_TD: Tensor, mix_2D: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """See :func:`mix_and_normalize`."""
-    u_TD = (mix_2D[0] * x_TD + mix_2D[1] * x0_TD).to(x_TD.dtype)
-    wide_TD = _wide(u_TD)
-    n_TD = wide_TD * torch.rsqrt(wide_TD.square().mean(-1, keepdim=True) + NORM_EPS) * scale
-    return u_TD, n_TD.to(x_TD.dtype)
+class Wanted(NamedTuple):
+    """What to make of a stream.
+
+    Attributes:
+        stream: the stream.
+        written: whether its values are wanted.
+        scale: its root-mean-square norm times this is wanted; 0 for none.
+        readers: how often the norm is given, once for each place that reads it.
+    """
+
+    stream: Stream
+    written: bool
+    scale: float = 0.0
+    readers: int = 1
 
 
-@mix_op.register_fake
-def _mix_shapes(x: Tensor, x0: Tensor, mix: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), x.new_empty(x.shape)
+def mix(
+    wanted: Sequence[Wanted],
+    *,
+    again_TD: Tensor | None = None,
+    backend: KernelBackend = "reference",
+    frozen: bool = False,
+) -> list[Tensor]:
+    """Values and norms, as far as asked for, of each wanted stream in order, ``[T, D]`` each.
+
+    A blend that was wanted before may appear in later ones; it is computed once.
+
+    Args:
+        wanted: what to make of which streams.
+        again_TD: one of the streams, which is also needed elsewhere; the last result is what to use there. The fused
+            path then adds its two gradients where it has one at hand.
+        backend: ``reference`` or ``triton``.
+        frozen: no weight asks for a gradient. The fused path then takes each sum by itself, without compilation, and
+            adds what the readers of a norm give back where it has it at hand.
+    """
+    if backend == "triton" and not frozen:
+        return _fused(wanted, again_TD)
+    return (_joined(wanted) if frozen else _plain(wanted)) + ([] if again_TD is None else [again_TD])
 
 
-@mix_op.register_kernel("cuda")
-def _mix_on_gpu(x: Tensor, x0: Tensor, mix: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    from golf_lightning.kernels.triton_mixing import launch_mix
-
-    return launch_mix(x.contiguous(), x0.contiguous(), mix.contiguous(), scale, NORM_EPS)
+def norm(x_TD: Tensor, scale: float) -> Tensor:
+    """``scale`` times the root-mean-square norm of each row."""
+    return F.rms_norm(x_TD, x_TD.shape[-1:], eps=NORM_EPS) * scale
 
 
-@torch.library.custom_op("golf::mix_backward", mutates_args=())
-def mix_backward_op(
-    du_TD: Tensor, dn_TD: Tensor, x_TD: Tensor, x0_TD: Tensor, mix_2D: Tensor, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, of x0 and of the mix, the last in parts to be added up ``[P, 2, D]``, at least float32."""
-    u_TD = _wide((mix_2D[0] * x_TD + mix_2D[1] * x0_TD).to(x_TD.dtype))
-    inverse = torch.rsqrt(u_TD.square().mean(-1, keepdim=True) + NORM_EPS)
-    u_TD, g_TD = u_TD * inverse, _wide(dn_TD) * scale
-    total_TD = _wide(du_TD) + inverse * (g_TD - u_TD * (g_TD * u_TD).mean(-1, keepdim=True))
-    dmix = torch.stack([(total_TD * x).sum(0) for x in (x_TD, x0_TD)])[None]
-    dx, dx0 = ((m * total_TD).to(x_TD.dtype) for m in mix_2D)
-    return dx, dx0, dmix
+def _plain(wanted: Sequence[Wanted]) -> list[Tensor]:
+    done: list[tuple[Stream, Tensor]] = []
+    results = []
+    for stream, written, scale, readers in wanted:
+        x_TD = _evaluate(stream, done)
+        done.append((stream, x_TD))
+        results += [x_TD] * written
+        if scale:
+            results += [norm(x_TD, scale)] * readers
+    return results
 
 
-@mix_backward_op.register_fake
-def _mix_backward_shapes(
-    du: Tensor, dn: Tensor, x: Tensor, x0: Tensor, mix: Tensor, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    wide = torch.promote_types(x.dtype, torch.float32)
-    parts = min(PARTS, x.shape[0]) if x.device.type == "cuda" else 1
-    return x.new_empty(x.shape), x.new_empty(x.shape), x.new_empty(parts, *mix.shape, dtype=wide)
+def _evaluate(stream: Stream, done: list[tuple[Stream, Tensor]]) -> Tensor:
+    for known, x_TD in done:
+        if known is stream:
+            return x_TD
+    if isinstance(stream, Tensor):
+        return stream
+    parts = [_weighted(weight, _evaluate(x, done)) for weight, x in stream.terms]
+    return functools.reduce(torch.add, parts)
 
 
-PARTS = 1056
-"""Most programs of the backward kernel: 8 on each of 132 multiprocessors."""
+def _weighted(weight: Tensor | float, x_TD: Tensor) -> Tensor:
+    return x_TD if isinstance(weight, float) and weight == 1.0 else x_TD * weight
 
 
-@mix_backward_op.register_kernel("cuda")
-def _mix_backward_on_gpu(
-    du: Tensor, dn: Tensor, x: Tensor, x0: Tensor, mix: Tensor, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    from golf_lightning.kernels.triton_mixing import launch_mix_backward
+def _joined(wanted: Sequence[Wanted]) -> list[Tensor]:
+    sums: list[Stream] = []
+    values: list[Tensor] = []
+    results: list[Tensor] = []
+    for stream, written, scale, readers in wanted:
+        if isinstance(stream, Blend) or scale:
+            x_TD, *norms = _join(stream, sums, values, scale, readers if scale else 0)
+            sums.append(stream)
+            values.append(x_TD)
+        else:
+            x_TD, norms = stream, []
+        results += [x_TD] * written + norms
+    return results
 
-    du, dn, x, x0, mix = (t.contiguous() for t in (du, dn, x, x0, mix))
-    return launch_mix_backward(du, dn, x, x0, mix, scale, NORM_EPS, min(PARTS, x.shape[0]))
+
+def _join(stream: Stream, sums: list[Stream], values: list[Tensor], scale: float, readers: int) -> tuple[Tensor, ...]:
+    """A stream as one sum of as many terms as the kernel takes; blends inside it as sums of their own if need be."""
+    terms = _flatten(stream, sums) if isinstance(stream, Blend) else [(1.0, stream)]
+    if len(terms) > MOST_TERMS:
+        assert isinstance(stream, Blend)
+        done = [isinstance(x, Tensor) or _place(sums, x) >= 0 for _, x in stream.terms]
+        terms = [
+            (weight, x if known else _join(x, sums, values, 0.0, 0)[0])
+            for (weight, x), known in zip(stream.terms, done, strict=True)
+        ]
+    streams = [x if isinstance(x, Tensor) else values[_place(sums, x)] for _, x in terms]
+    plain = all(isinstance(weight, float) and weight == 1.0 for weight, _ in terms)
+    weights = None if plain else _stack([weight for weight, _ in terms], streams[0])
+    return join(streams, weights, scale=scale, readers=readers)
 
 
-class _Mix(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, x0: Tensor, mix: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(x, x0, mix)
-        ctx.scale = scale
-        u, n = torch.ops.golf.mix(x, x0, mix, scale)
-        return u, n
+def _fused(wanted: Sequence[Wanted], again_TD: Tensor | None) -> list[Tensor]:
+    # A tensor that is wanted as it is needs no sum.
+    asked = [w for w in wanted if isinstance(w.stream, Blend) or w.scale]
+    sums: list[Stream] = []
+    flat: list[list[tuple[Tensor | float, Stream]]] = []
+    streams: list[Tensor] = []
+    for stream, *_ in asked:
+        flat.append(_flatten(stream, sums) if isinstance(stream, Blend) else [(1.0, stream)])
+        for _, x in flat[-1]:
+            if isinstance(x, Tensor) and _place(streams, x) < 0:
+                streams.append(x)
+        sums.append(stream)
+    weights: list[Tensor | float] = []
+    uses: list[int] = []
+    for terms in flat:
+        places = [_place([*streams, *sums], x) for _, x in terms]
+        for value in sorted(set(places)):
+            # A stream that comes twice, as the embedding does in the first layer, is read once.
+            same = [weight for (weight, _), place in zip(terms, places, strict=True) if place == value]
+            weights.append(same[0] if len(same) == 1 else same[0] + same[1])
+        uses.append(sum(1 << value for value in set(places)))
+    plan = Plan(
+        tuple(uses), tuple(w.written and isinstance(w.stream, Blend) for w in asked), tuple(w.scale for w in asked)
+    )
+    again = -1 if again_TD is None else _place(streams, again_TD)
+    found = list(FusedMix.apply(_stack(weights, streams[0]), plan, again, *streams))
+    results: list[Tensor] = []
+    for stream, written, scale, readers in wanted:
+        if written:
+            results.append(found.pop(0) if isinstance(stream, Blend) else stream)
+        if scale:
+            results += [found.pop(0)] * readers
+    return results + found
 
-    @staticmethod
-    def backward(ctx: Any, du: Tensor, dn: Tensor) -> tuple[Tensor | None, ...]:
-        x, x0, mix = ctx.saved_tensors
-        dx, dx0, parts = torch.ops.golf.mix_backward(du, dn, x, x0, mix, ctx.scale)
-        return dx, dx0, parts.sum(0).to(mix.dtype) if ctx.needs_input_grad[2] else None, None
+
+def _stack(weights: Sequence[Tensor | float], x_TD: Tensor) -> Tensor:
+    dtypes = [weight.dtype for weight in weights if isinstance(weight, Tensor)]
+    dtype = functools.reduce(torch.promote_types, dtypes, x_TD.dtype)
+    rows = [w.to(dtype) if isinstance(w, Tensor) else x_TD.new_full((), w, dtype=dtype) for w in weights]
+    return torch.stack([row.expand(x_TD.shape[1]) for row in rows])
+
+
+def _flatten(blend: Blend, sums: list[Stream]) -> list[tuple[Tensor | float, Stream]]:
+    """The terms with blends inside taken apart, except those that are computed anyway."""
+    terms: list[tuple[Tensor | float, Stream]] = []
+    for weight, x in blend.terms:
+        if isinstance(x, Tensor) or _place(sums, x) >= 0:
+            terms.append((weight, x))
+        else:
+            inner = _flatten(x, sums)
+            terms += [(_product(weight, w), y) for w, y in inner]
+    return terms
+
+
+def _place(values: Sequence[Stream], x: Stream) -> int:
+    return next((place for place, value in enumerate(values) if value is x), -1)
+
+
+def _product(outer: Tensor | float, inner: Tensor | float) -> Tensor | float:
+    return (wide(outer) if isinstance(outer, Tensor) else outer) * inner

@@ -6,7 +6,7 @@ back through ``down``: no pass over ``[T, M]`` is left outside the products. Fus
 follows the records of parameter golf and of the NanoGPT speedrun.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -46,14 +46,13 @@ def mlp(
     """
     if backend == "triton" and observe is None:
         return _FusedMLP.apply(x_TD, up_MD, down_DM)
-    if backend == "triton" and observe is not None and not torch.is_grad_enabled():
+    if backend == "triton" and not torch.is_grad_enabled():
         hidden_TM, _ = torch.ops.golf.mlp_hidden(x_TD, up_MD)
-        observe(hidden_TM)
-        return product(hidden_TM, down_DM, backend=backend)
-    hidden_TM = leaky_relu_squared(F.linear(x_TD, up_MD))
+    else:
+        hidden_TM = leaky_relu_squared(F.linear(x_TD, up_MD))
     if observe is not None:
         observe(hidden_TM)
-    return F.linear(hidden_TM, down_DM)
+    return product(hidden_TM, down_DM, backend=backend)
 
 
 @torch.library.custom_op("golf::mlp_hidden", mutates_args=())
@@ -140,9 +139,14 @@ class _FusedMLP(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dout_TD: Tensor) -> tuple[Tensor | None, ...]:
-        x_TD, up_MD, down_DM, hidden_TM, slope_TM = ctx.saved_tensors
-        dz_TM = torch.ops.golf.mlp_hidden_backward(dout_TD, down_DM, slope_TM)
-        dx_TD = dz_TM @ up_MD if ctx.needs_input_grad[0] else None
-        dup_MD = dz_TM.T @ x_TD if ctx.needs_input_grad[1] else None
-        ddown_DM = dout_TD.T @ hidden_TM if ctx.needs_input_grad[2] else None
-        return dx_TD, dup_MD, ddown_DM
+        return mlp_gradients(dout_TD, ctx.saved_tensors, ctx.needs_input_grad)
+
+
+def mlp_gradients(dout_TD: Tensor, saved: Sequence[Tensor], wanted: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    """Gradients of the MLP's input and matrices as far as ``wanted``, from these and what the fused path kept."""
+    x_TD, up_MD, down_DM, hidden_TM, slope_TM = saved
+    dz_TM = torch.ops.golf.mlp_hidden_backward(dout_TD, down_DM, slope_TM)
+    dx_TD = dz_TM @ up_MD if wanted[0] else None
+    dup_MD = dz_TM.T @ x_TD if wanted[1] else None
+    ddown_DM = dout_TD.T @ hidden_TM if wanted[2] else None
+    return dx_TD, dup_MD, ddown_DM

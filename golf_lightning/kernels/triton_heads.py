@@ -90,7 +90,7 @@ def _prepare_backward_part(
 
 @triton.jit
 def _prepare_backward_kernel(
-    dq, dk, dv, qkv, cos, sin, gain, used_ptr, dqkv, parts, tokens, eps,
+    dq, dk, dv, dv_again, qkv, cos, sin, gain, used_ptr, dqkv, parts, tokens, eps,
     H: tl.constexpr, G: tl.constexpr, HP: tl.constexpr, GP: tl.constexpr, DIM: tl.constexpr, HALF: tl.constexpr,
     ROWS: tl.constexpr,
 ):  # fmt: skip
@@ -106,9 +106,10 @@ def _prepare_backward_kernel(
     )
     head = tl.arange(0, GP)[None, :, None]
     column = tl.arange(0, DIM)[None, None, :]
-    x = tl.load(dv + (row.to(tl.int64) * G + head) * DIM + column, mask=(row < used) & (head < G), other=0.0)
+    at, inside = (row.to(tl.int64) * G + head) * DIM + column, (row < used) & (head < G)
+    x = tl.load(dv + at, mask=inside, other=0.0).to(tl.float32) + tl.load(dv_again + at, mask=inside, other=0.0)
     to = dqkv + row.to(tl.int64) * width + (H + G + head) * DIM + column
-    tl.store(to, x, mask=(row < tokens) & (head < G))
+    tl.store(to, x.to(dqkv.dtype.element_ty), mask=(row < tokens) & (head < G))
 
 
 @triton.jit
@@ -178,8 +179,8 @@ def launch_prepare(
 
 
 def launch_prepare_backward(
-    dq_THK: Tensor, dk_TGK: Tensor, dv_TGK: Tensor, qkv_TC: Tensor, cos_TR: Tensor, sin_TR: Tensor, gain_H: Tensor,
-    cu_seqlens: Tensor, eps: float, rows: int,
+    dq_THK: Tensor, dk_TGK: Tensor, dv_TGK: Tensor, dv_again_TGK: Tensor, qkv_TC: Tensor, cos_TR: Tensor,
+    sin_TR: Tensor, gain_H: Tensor, cu_seqlens: Tensor, eps: float, rows: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Gradient of the projection, and that of the gains in parts of ``rows`` tokens."""
     tokens, heads, head_dim = dq_THK.shape
@@ -188,7 +189,8 @@ def launch_prepare_backward(
     parts = torch.empty(programs, heads, dtype=torch.float32, device=qkv_TC.device)
     if tokens:
         _prepare_backward_kernel[(programs,)](
-            dq_THK, dk_TGK, dv_TGK, qkv_TC, cos_TR, sin_TR, gain_H, cu_seqlens[-1:], dqkv, parts, tokens, eps,
+            dq_THK, dk_TGK, dv_TGK, dv_again_TGK, qkv_TC, cos_TR, sin_TR, gain_H, cu_seqlens[-1:], dqkv, parts,
+            tokens, eps,
             H=heads, G=kv_heads, HP=triton.next_power_of_2(heads), GP=triton.next_power_of_2(kv_heads),
             DIM=head_dim, HALF=cos_TR.shape[1], ROWS=rows,
         )  # fmt: skip

@@ -3,18 +3,18 @@
 There is exactly one copy of this mathematics. Training, validation, calibration and test-time training all run it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from golf_lightning.kernels.backend import KernelBackend
 from golf_lightning.kernels.heads import NORM_EPS, prepare_heads, serves_heads
 from golf_lightning.kernels.heads import exclude_self as exclude_self_fused
-from golf_lightning.kernels.joining import join
-from golf_lightning.kernels.mixing import mix_and_normalize
+from golf_lightning.kernels.mixing import Blend, Stream, Wanted, mix
 from golf_lightning.kernels.mlp import mlp, product
+from golf_lightning.kernels.residual import add_branches
 from golf_lightning.model.injection import Attend, LayerAdapters, Recorder
 from golf_lightning.model.rotary import rotate
 
@@ -64,44 +64,56 @@ class Pass:
         """The rows whose results are wanted."""
         return x_TD if self.rows is None else x_TD.index_select(0, self.rows)
 
+    def mix(self, *wanted: Wanted, again_TD: Tensor | None = None) -> list[Tensor]:
+        """See :func:`~golf_lightning.kernels.mixing.mix`."""
+        return mix(wanted, again_TD=again_TD, backend=self.kernels, frozen=self.frozen)
+
 
 def rms_norm(x: Tensor) -> Tensor:
     """Root-mean-square normalization over the last dimension, without parameters."""
     return F.rms_norm(x, (x.shape[-1],), eps=NORM_EPS)
 
 
-Read = tuple[Tensor, ...]
+Read = Sequence[Tensor]
 """A branch's normalized input ``[T, D]``, once for each of its readers, whose gradients then come back one by one."""
 
+ATTENTION_READERS, MLP_READERS = 3, 2
+"""The product and the adapters that read the input of attention, and of the MLP."""
 
-def enter(x_TD: Tensor, layer: LayerWeights, run: Pass) -> tuple[Tensor, Read]:
-    """The residual stream re-anchored at the embedding, and its norm divided by the root of the layer's number."""
-    scale = (layer.index + 1) ** -0.5
-    if run.frozen:
-        u_TD, *read = join((x_TD, run.x0_TD), layer.mix, scale=scale, readers=3)
-        return u_TD, tuple(read)
-    u_TD, n_TD = mix_and_normalize(x_TD, run.x0_TD, layer.mix, scale, backend=run.kernels)
-    return u_TD, (n_TD,) * 3
+
+def entry(x: Stream, layer: LayerWeights, run: Pass) -> Blend:
+    """The residual stream re-anchored at the embedding."""
+    return Blend(((layer.mix[0], x), (layer.mix[1], run.x0_TD)))
+
+
+def shrink(layer: LayerWeights) -> float:
+    """What a layer's norms are multiplied by: one over the root of its number."""
+    return float((layer.index + 1) ** -0.5)
 
 
 def attention_branch(read: Read, layer: LayerWeights, run: Pass, adapters: LayerAdapters) -> Tensor:
     """The scaled attention output ``[T, D]`` for the normalized input, which has three readers."""
-    n_TD = read[0]
+    y_TD = attention_heads(read, layer, run, adapters)
+    out_TD = product(y_TD, layer.o, backend=run.kernels)
+    return out_TD if adapters.attn is None else adapters.attn(out_TD, run.wanted(read[2]), layer.attn_scale)
+
+
+def attention_heads(read: Read, layer: LayerWeights, run: Pass, adapters: LayerAdapters) -> Tensor:
+    """What the heads make of the normalized input, ``[T, D]``, the wanted rows."""
     if run.recorder is not None:
-        run.recorder(f"qkv.{layer.index}", n_TD)
-    qkv_TC = F.linear(n_TD, layer.qkv)
+        run.recorder(f"qkv.{layer.index}", read[0])
+    qkv_TC = F.linear(read[0], layer.qkv)
     if adapters.qkv is not None:
         qkv_TC = adapters.qkv(qkv_TC, read[1], None)
     if serves_heads(run.kernels, run.head_dim, run.cos_TR.shape[1]):
-        q, k, v = prepare_heads(qkv_TC, run.cos_TR, run.sin_TR, layer.q_gain, run.cu_seqlens, run.head_dim)
-        y_THK = exclude_self_fused(run.attend(q, k, v, False), v, run.cu_seqlens, exclude=run.xsa)
+        q, k, v, v_again = prepare_heads(qkv_TC, run.cos_TR, run.sin_TR, layer.q_gain, run.cu_seqlens, run.head_dim)
+        y_THK = exclude_self_fused(run.attend(q, k, v, False), v_again, run.cu_seqlens, exclude=run.xsa)
     else:
         y_THK = _attention(qkv_TC, layer, run)
     y_TD = run.wanted(y_THK.flatten(-2))
     if run.recorder is not None:
         run.recorder(f"o.{layer.index}", y_TD)
-    out_TD = product(y_TD, layer.o, backend=run.kernels)
-    return out_TD if adapters.attn is None else adapters.attn(out_TD, run.wanted(read[2]), layer.attn_scale)
+    return y_TD
 
 
 def _attention(qkv_TC: Tensor, layer: LayerWeights, run: Pass) -> Tensor:
@@ -124,17 +136,6 @@ def exclude_self(y_THK: Tensor, v_TGK: Tensor) -> Tensor:
     return (y_TGhK - along_TGh1 * unit_TG1K).flatten(1, 2)
 
 
-def enter_mlp(x_TD: Tensor, layer: LayerWeights, run: Pass, *branch: Tensor) -> tuple[Tensor, Read]:
-    """The residual stream with a branch's output added, if one is given, and its norm for the MLP's two readers."""
-    scale = (layer.index + 1) ** -0.5
-    if run.frozen:
-        x_TD, *read = join((x_TD, *branch), scale=scale, readers=2)
-        return x_TD, tuple(read)
-    for out_TD in branch:
-        x_TD = x_TD + out_TD
-    return x_TD, (rms_norm(x_TD) * scale,) * 2
-
-
 def mlp_branch(read: Read, layer: LayerWeights, run: Pass, adapters: LayerAdapters) -> Tensor:
     """The scaled MLP output ``[T, D]`` for the normalized input, which has two readers."""
     observe = None
@@ -148,19 +149,21 @@ def mlp_branch(read: Read, layer: LayerWeights, run: Pass, adapters: LayerAdapte
     return out_TD if adapters.mlp is None else adapters.mlp(out_TD, read[1], layer.mlp_scale)
 
 
-def serial_block(x_TD: Tensor, layer: LayerWeights, run: Pass, adapters: LayerAdapters) -> Tensor:
-    """Attention, then the MLP on its result."""
-    u_TD, read = enter(x_TD, layer, run)
-    attn_TD = attention_branch(read, layer, run, adapters)
-    x_TD, read = enter_mlp(run.wanted(u_TD), layer, run, attn_TD)
-    return x_TD + mlp_branch(read, layer, run, adapters)
-
-
-def skip(x_TD: Tensor, skipped_TD: Tensor, gate_D: Tensor, weight_D: Tensor, run: Pass) -> Tensor:
-    """The residual stream and what an encoder layer left for it, ``g x + (1 - g) w skipped``."""
-    if run.frozen:
-        return join((x_TD, skipped_TD), torch.stack([gate_D, (1 - gate_D) * weight_D]))[0]
-    return gate_D * x_TD + (1 - gate_D) * (weight_D * skipped_TD)
+def serial_block(
+    x: Stream, layer: LayerWeights, run: Pass, adapters: LayerAdapters, skip_TD: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """Attention, then the MLP on its result; and ``skip``, which is ``x`` where it is a skip, for its other use."""
+    scale = shrink(layer)
+    entered = Wanted(entry(x, layer, run), True, scale, ATTENTION_READERS)
+    u_TD, *read = run.mix(entered, again_TD=skip_TD)
+    again_TD = None if skip_TD is None else read[ATTENTION_READERS]
+    if adapters.attn is None and adapters.mlp is None and run.recorder is None:
+        y_TD = attention_heads(read, layer, run, adapters)
+        x_TD = add_branches(run.wanted(u_TD), y_TD, layer.o, scale, layer.up, layer.down, backend=run.kernels)
+        return x_TD, again_TD
+    attended = Blend(((1.0, run.wanted(u_TD)), (1.0, attention_branch(read, layer, run, adapters))))
+    x_TD, *read = run.mix(Wanted(attended, True, scale, MLP_READERS))
+    return x_TD + mlp_branch(read, layer, run, adapters), again_TD
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,26 +176,24 @@ class LaneWeights:
 
 
 def parallel_block(
-    lanes: tuple[Tensor, Tensor], layer: LayerWeights, run: Pass, adapters: LayerAdapters, lane: LaneWeights | None
-) -> tuple[Tensor, Tensor]:
+    lanes: tuple[Stream, Stream], layer: LayerWeights, run: Pass, adapters: LayerAdapters, lane: LaneWeights | None
+) -> tuple[Blend, Blend]:
     """Attention reads lane 0, the MLP reads lane 1, at the same time.
 
     With ``lane`` the outputs are routed to both lanes (record #1530 v2); without, each stays on its own (PR #1536).
     """
-    lane0_TD, lane1_TD = lanes
-    u_TD, read = enter(lane0_TD, layer, run)
-    lane0_TD, lane1_TD, u_TD = run.wanted(lane0_TD), run.wanted(lane1_TD), run.wanted(u_TD)
+    scale = shrink(layer)
+    # Isolated, lane 0 goes on from the entry; crossed, from what it was before.
+    entered = Wanted(entry(lanes[0], layer, run), lane is None, scale, ATTENTION_READERS)
+    first = [entered] if lane is None else [Wanted(lanes[0], True), entered]
+    lane0_TD, *read, lane1_TD, m0_TD, m1_TD = run.mix(*first, Wanted(lanes[1], True, scale, MLP_READERS))
+    lane0_TD, lane1_TD = run.wanted(lane0_TD), run.wanted(lane1_TD)
     attn_TD = attention_branch(read, layer, run, adapters)
-    lane1_TD, read = enter_mlp(lane1_TD, layer, run)
-    mlp_TD = mlp_branch(read, layer, run, adapters)
+    mlp_TD = mlp_branch((run.wanted(m0_TD), run.wanted(m1_TD)), layer, run, adapters)
     if lane is None:
-        return u_TD + attn_TD, lane1_TD + mlp_TD
-    joined = []
-    for x, *weights in zip((lane0_TD, lane1_TD), lane.residual, lane.attn, lane.mlp, strict=True):
-        if run.frozen:
-            joined.append(join((x, attn_TD, mlp_TD), torch.stack(weights)[:, None])[0])
-        else:
-            residual, attn, mlp = weights
-            joined.append(residual * x + attn * attn_TD + mlp * mlp_TD)
-    lane0_TD, lane1_TD = joined
-    return lane0_TD, lane1_TD
+        return Blend(((1.0, lane0_TD), (1.0, attn_TD))), Blend(((1.0, lane1_TD), (1.0, mlp_TD)))
+    lane0, lane1 = (
+        Blend(((residual, x_TD), (attn, attn_TD), (mlp, mlp_TD)))
+        for x_TD, residual, attn, mlp in zip((lane0_TD, lane1_TD), lane.residual, lane.attn, lane.mlp, strict=True)
+    )
+    return lane0, lane1

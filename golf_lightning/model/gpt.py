@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from golf_lightning.kernels.attention import AttentionBackend, choose_backend, varlen_attention
 from golf_lightning.kernels.backend import KernelBackend, choose_kernels
 from golf_lightning.kernels.cross_entropy import head_nll, softcap_logits, softcapped_nll
-from golf_lightning.model.block import LaneWeights, LayerWeights, Pass, parallel_block, rms_norm, serial_block, skip
+from golf_lightning.kernels.mixing import Blend, Stream, Wanted
+from golf_lightning.model.block import LaneWeights, LayerWeights, Pass, parallel_block, rms_norm, serial_block
 from golf_lightning.model.config import GPTConfig
 from golf_lightning.model.injection import NO_ADAPTERS, Adapters, Context, Recorder
 from golf_lightning.model.order import LayerPlan, layer_plan, vector_shapes
@@ -140,8 +141,8 @@ class GPT(nn.Module):
         assert recorder is None or rows is None, "a recorder sees all rows"
         x0_TD = rms_norm(F.embedding(tokens, self.embedding).to(self.compute_dtype))
         run = self._start_pass(x0_TD, cu_seqlens, recorder, context, learns=adapters is None)
-        x_TD = self._run_layers(x0_TD, run, adapters, context, rows)
-        n_TD = rms_norm(x_TD)
+        x = self._run_layers(x0_TD, run, adapters, context, rows)
+        (n_TD,) = run.mix(Wanted(x, False, 1.0))
         if recorder is not None:
             recorder("head", n_TD)
         return n_TD
@@ -193,7 +194,7 @@ class GPT(nn.Module):
 
     def _run_layers(
         self, x_TD: Tensor, run: Pass, adapters: Adapters | None, context: Context | None, rows: Tensor | None
-    ) -> Tensor:
+    ) -> Stream:
         plan, layers = self.plan, self._layers()
         per_layer = [NO_ADAPTERS if adapters is None else adapters.layer(v) for v in range(plan.depth)]
         runs = [run if context is None else replace(run, attend=context.attend(v)) for v in range(plan.depth)]
@@ -201,29 +202,31 @@ class GPT(nn.Module):
             runs[-1] = replace(runs[-1], rows=rows)
         skips: list[Tensor] = []
         for virtual, i in enumerate(plan.encoder):
-            x_TD = serial_block(x_TD, layers[i], runs[virtual], per_layer[virtual])
-            skips.append(x_TD)
+            skip_TD = skips[-1] if skips else None
+            x_TD, again_TD = serial_block(x_TD, layers[i], runs[virtual], per_layer[virtual], skip_TD)
+            skips[-1:] = [x_TD] if again_TD is None else [again_TD, x_TD]
         skip_weight, skip_gate = self._cast(self.skip_weight).unbind(0), self._cast(self.skip_gate.sigmoid()).unbind(0)
         lane_weights = self._lane_weights()
-        lanes: tuple[Tensor, Tensor] | None = None
+        x: Stream = x_TD
+        lanes: tuple[Stream, Stream] | None = None
         for virtual, (i, slot) in enumerate(zip(plan.decoder, plan.slots, strict=True), start=len(plan.encoder)):
             if lanes is None and self.config.lanes != "none" and i >= self.config.lanes_start:
-                lanes = (x_TD, x_TD)
+                lanes = (x, x)
             if slot is not None:
-                entering = x_TD if lanes is None else lanes[0]
-                entering = skip(entering, skips.pop(), skip_gate[slot], skip_weight[slot], run)
-                x_TD, lanes = (entering, None) if lanes is None else (x_TD, (entering, lanes[1]))
+                gate, skip = skip_gate[slot], Blend(((skip_weight[slot], skips.pop()),))
+                entering = Blend(((gate, x if lanes is None else lanes[0]), (1 - gate, skip)))
+                x, lanes = (entering, None) if lanes is None else (x, (entering, lanes[1]))
             if lanes is None:
-                x_TD = serial_block(x_TD, layers[i], runs[virtual], per_layer[virtual])
+                x, _ = serial_block(x, layers[i], runs[virtual], per_layer[virtual])
             else:
                 lanes = parallel_block(lanes, layers[i], runs[virtual], per_layer[virtual], lane_weights[i])
-        return x_TD if lanes is None else self._join_lanes(lanes)
+        return x if lanes is None else self._join_lanes(lanes)
 
-    def _join_lanes(self, lanes: tuple[Tensor, Tensor]) -> Tensor:
+    def _join_lanes(self, lanes: tuple[Stream, Stream]) -> Blend:
         if self.config.lanes == "crossed":
-            return (lanes[0] + lanes[1]) * 0.5
+            return Blend(((0.5, lanes[0]), (0.5, lanes[1])))
         balance = self._cast(self.lane_balance)
-        return balance * lanes[0] + (1 - balance) * lanes[1]
+        return Blend(((balance, lanes[0]), (1 - balance, lanes[1])))
 
     def _layers(self) -> list[LayerWeights]:
         """Every bank cast and taken apart once: indexing a bank layer by layer costs four times as much backward."""

@@ -68,6 +68,7 @@ def test_floors_are_bytes_over_bandwidth_and_operations_over_rate() -> None:
         ("_prepare_backward_kernel", "heads"),
         ("_exclude_kernel", "XSA"),
         ("_mix_backward_kernel", "layer entry"),
+        ("_norm_kernel", "layer entry"),
         ("_loss_kernel", "loss"),
         ("triton_poi_fused_add_prepare_heads_backward_1", "generated and rest"),
         ("triton_poi_fused_mix_backward_zeros_2", "generated and rest"),

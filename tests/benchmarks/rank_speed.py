@@ -36,6 +36,7 @@ from golf_lightning.model.config import GPTConfig
 from golf_lightning.model.gpt import GPT
 from golf_lightning.optim.config import OptimizerConfig
 from golf_lightning.optim.muon import MuonAdamW
+from golf_lightning.optim.warmup import compile_in_place
 
 SIZES = {
     "golf": GPTConfig(),
@@ -180,7 +181,7 @@ def step_part(args: argparse.Namespace, device: torch.device, rank: int, hosts: 
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     model = GPT(config, compute_dtype=dtype, attention=args.attention, kernels=args.kernels).to(device)
     if device.type == "cuda":
-        model.compile(dynamic=False, fullgraph=True)
+        compile_in_place(model)
     batches = [batch.to(device) for batch in random_stream(config, args.tokens, 4, seed=rank)]
     phases = []
     for recurrent in (False, True):

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from golf_lightning.kernels.cross_entropy import IGNORED, head_nll, loss_and_gradient, softcapped_nll
+from golf_lightning.kernels.mixing_ops import mix_backward_op, mix_op, norm_backward_op, norm_op
 from golf_lightning.kernels.mlp import hidden_and_slope, mlp, sloped_product
 from golf_lightning.model.config import GPTConfig
 from golf_lightning.model.gpt import GPT
@@ -42,6 +43,41 @@ def test_mlp_and_its_gradients(shape: tuple[int, int, int]) -> None:
     found = torch.autograd.grad(out, inputs, weight)
     for ours, theirs in zip(found, torch.autograd.grad(expected, doubles, weight.double()), strict=True):
         assert error(ours, theirs) < HALF_PRECISION
+
+
+# Masks of values in each sum, whether it is written, factor of its norm: a layer's entry, one after a skip, and the
+# entries of layers with two lanes, first and later; 1,001 rows divide into no block.
+MIXTURES = {
+    "entry": (2, [0b11], [True], [0.7]),
+    "skip": (3, [0b111], [True], [0.7]),
+    "first lanes": (3, [0b11, 0b1100, 0b1], [True, False, False], [0.0, 0.7, 0.7]),
+    "lanes": (6, [0b11101, 0b1100000, 0b1110], [True, False, True], [0.0, 0.7, 0.3]),
+    "join": (4, [0b1111], [False], [1.0]),
+}
+
+
+@pytest.mark.parametrize("width", [512, 96])
+@pytest.mark.parametrize("name", MIXTURES)
+def test_mixtures_of_streams_and_their_gradients(name: str, width: int) -> None:
+    count, uses, written, scales = MIXTURES[name]
+    streams = [random(1001, width).detach() for _ in range(count)]
+    weights = torch.randn(sum(mask.bit_count() for mask in uses), width, device="cuda")
+    doubles = [x.cpu().double() for x in streams], weights.cpu().double()
+    found, expected = mix_op(streams, weights, uses, written, scales), mix_op(*doubles, uses, written, scales)
+    grads = [torch.randn_like(x) for x in (*found, streams[0])]
+    *dfound, parts = mix_backward_op(grads, streams, weights, uses, written, scales, 0)
+    *dexpected, whole = mix_backward_op([x.cpu().double() for x in grads], *doubles, uses, written, scales, 0)
+    pairs = zip((*found, *dfound, parts.sum(0)), (*expected, *dexpected, whole.sum(0)), strict=True)
+    assert max(error(ours.cpu(), theirs) for ours, theirs in pairs) < HALF_PRECISION
+
+
+def test_norm_and_its_gradient() -> None:
+    x, dn, dx = (random(1001, 512).detach() for _ in range(3))
+    n, inverse = norm_op(x, 0.7)
+    n64, inverse64 = norm_op(x.cpu().double(), 0.7)
+    assert error(n.cpu(), n64) < HALF_PRECISION and error(inverse.cpu(), inverse64) < 1e-5
+    found = norm_backward_op(dn, dx, n, inverse, 0.7)
+    assert error(found.cpu(), norm_backward_op(dn.cpu().double(), dx.cpu().double(), n64, inverse64, 0.7)) < 6e-3
 
 
 @pytest.mark.parametrize("shape", [(300, 8192), (17, 1000), (5, 50), (3, 20_000)])

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._inductor.utils import run_fw_bw_and_get_code
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from golf_lightning.errors import GolfError
@@ -26,8 +27,16 @@ from golf_lightning.kernels.heads import (
     prepare_heads,
     prepare_op,
 )
-from golf_lightning.kernels.mixing import mix_and_normalize, mix_backward_op, mix_op
-from golf_lightning.kernels.mlp import hidden_and_slope, mlp, product, product_op, sloped_product
+from golf_lightning.kernels.mixing import Blend, Wanted, mix
+from golf_lightning.kernels.mixing_ops import mix_backward_op, mix_op, norm_backward_op, norm_op
+from golf_lightning.kernels.mlp import (
+    hidden_and_slope,
+    mlp,
+    product,
+    product_op,
+    sloped_product,
+)
+from golf_lightning.kernels.residual import add_branches, add_product_op
 from golf_lightning.model.block import exclude_self as plain_exclude_self
 from golf_lightning.model.block import rms_norm
 from golf_lightning.model.rotary import rotary_table, rotate
@@ -127,7 +136,7 @@ def test_fused_head_preparation_has_the_values_and_gradients_of_the_formula(rope
     q, k = rotate(rms_norm(q), cos, sin) * gain[:, None], rotate(rms_norm(k), cos, sin)
     weights = [torch.randn_like(x) for x in found]
     gradients = []
-    for outputs in (found, (q, k, v)):
+    for outputs in (found, (q, k, v, v)):
         total = sum((x * w)[:5].sum() for x, w in zip(outputs, weights, strict=True))
         gradients.append((*(x[:5] for x in outputs), *torch.autograd.grad(total, (qkv, gain))))
     torch.testing.assert_close(*gradients)
@@ -136,9 +145,9 @@ def test_fused_head_preparation_has_the_values_and_gradients_of_the_formula(rope
 def test_padding_rows_of_heads_are_zero_even_where_attention_leaves_nothing_sensible() -> None:
     qkv, cos, sin, gain = head_inputs(4)
     qkv = qkv.detach().index_fill(0, torch.tensor([5]), torch.nan).requires_grad_()
-    q, k, v = prepare_heads(qkv, cos, sin, gain, BOUNDS, 8)
+    q, k, v, v_again = prepare_heads(qkv, cos, sin, gain, BOUNDS, 8)
     y = (q + k.repeat(1, 2, 1)).index_fill(0, torch.tensor([5]), torch.nan)
-    out = exclude_self(y, v, BOUNDS, exclude=True)
+    out = exclude_self(y, v_again, BOUNDS, exclude=True)
     assert not any(x[5].any() for x in (q, k, v, out))
     (gradient,) = torch.autograd.grad(out.sum(), qkv)
     assert gradient.isfinite().all() and not gradient[5].any() and gradient[:5].any()
@@ -160,18 +169,102 @@ def test_no_exclusion_passes_attention_through() -> None:
     assert torch.equal(out[:5], y[:5]) and dy.sum() == 5 * 32 and not dv.any()
 
 
-def test_fused_mixing_has_the_values_and_gradients_of_the_formula() -> None:
-    inputs = random(6, 5), random(6, 5), random(2, 5)
-    weights = torch.randn(2, 6, 5, dtype=torch.float64)
+# Streams and weights of 5 columns; a layer's entry, one with a skip, two lanes, and the same stream twice.
+def entry(x: list[Tensor], w: Tensor) -> list[Wanted]:
+    return [Wanted(Blend(((w[0], x[0]), (w[1], x[1]))), True, 0.7)]
+
+
+def entry_after_skip(x: list[Tensor], w: Tensor) -> list[Wanted]:
+    gated = Blend(((w[0], x[0]), (1 - w[0], Blend(((w[1], x[2]),)))))
+    return [Wanted(Blend(((w[2], gated), (w[3], x[1]))), True, 0.7)]
+
+
+def two_lanes(x: list[Tensor], w: Tensor) -> list[Wanted]:
+    joined = [Blend(((w[n, 0], x[n]), (w[n, 1], x[2]), (w[n, 2], x[3]))) for n in range(2)]
+    gated = Blend(((w[2], joined[0]), (w[3], x[4])))
+    entered = Blend(((w[4], gated), (w[5], x[5])))
+    return [Wanted(gated, True), Wanted(entered, False, 0.7), Wanted(joined[1], True, 0.3)]
+
+
+def plain_tensors(x: list[Tensor], w: Tensor) -> list[Wanted]:
+    return [Wanted(x[0], True), Wanted(Blend(((0.5, x[0]), (w[0], x[0]))), False, 0.6), Wanted(x[1], True, 0.3)]
+
+
+MIXTURES = pytest.mark.parametrize("mixture", [entry, entry_after_skip, two_lanes, plain_tensors])
+
+
+@MIXTURES
+def test_fused_mixing_has_the_values_and_gradients_of_the_formula(mixture: Any) -> None:
+    inputs = [random(6, 5) for _ in range(6)] + [random(6, 5)]
     results = []
     for backend in ("triton", "reference"):
-        u, n = mix_and_normalize(*inputs, 0.7, backend=backend)
-        results.append((u, n, *torch.autograd.grad((u * weights[0] + n * weights[1]).sum(), inputs)))
+        found = mix(mixture(inputs[:6], inputs[6]), again_TD=inputs[1], backend=backend)
+        total = sum((x * (n + x.detach().cos())).sum() for n, x in enumerate(found))
+        results.append((*found, *torch.autograd.grad(total, inputs, materialize_grads=True)))
     torch.testing.assert_close(*results)
+
+
+def read_by_three(x: list[Tensor], w: Tensor) -> list[Wanted]:
+    sum_of_two = Blend(((1.0, x[0]), (1.0, x[3])))
+    return [Wanted(sum_of_two, True, 0.7, 3), Wanted(Blend(((w[0], sum_of_two), (0.5, x[2]))), False, 0.6, 2)]
+
+
+@pytest.mark.parametrize("mixture", [entry, entry_after_skip, two_lanes, plain_tensors, read_by_three])
+def test_joining_with_constant_weights_has_the_values_and_gradients_of_the_formula(mixture: Any) -> None:
+    inputs, weights = [random(6, 5) for _ in range(6)], torch.randn(6, 5, dtype=torch.float64)
+    results = []
+    for frozen in (True, False):
+        backend: Any = "triton" if frozen else "reference"
+        found = mix(mixture(inputs, weights), again_TD=inputs[1], backend=backend, frozen=frozen)
+        total = sum((x * (n + x.detach().cos())).sum() for n, x in enumerate(found))
+        results.append((*found, *torch.autograd.grad(total, inputs, materialize_grads=True)))
+    torch.testing.assert_close(*results)
+
+
+# The tracer of torch 2.13 warns about itself.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_fused_mixing_compiles_into_one_graph() -> None:
+    def loss(*inputs: Tensor) -> Tensor:
+        found = mix(two_lanes(list(inputs[:6]), inputs[6]), backend="triton")
+        return sum((x * (n + 2)).sin().sum() for n, x in enumerate(found))  # type: ignore[return-value]
+
+    inputs = [random(6, 5) for _ in range(7)]
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(*(torch.autograd.grad(f(*inputs), inputs) for f in (compiled, loss)))
 
 
 def test_kept_apart_product_has_the_gradients_of_a_product() -> None:
     assert torch.autograd.gradcheck(lambda *x: product(*x, backend="triton"), (random(4, 3), random(5, 3)))
+
+
+def residual_layer(x: Tensor, o: Tensor, up: Tensor, down: Tensor, backend: Any) -> Tensor:
+    (u,) = mix([Wanted(Blend(((2.0, x), (o[0, 0], x.tanh()))), True)], backend=backend)
+    return add_branches(u, x.sin(), o, 0.7, up, down, backend=backend)
+
+
+def test_products_added_in_place_have_the_value_and_gradients_of_the_formula() -> None:
+    inputs = random(6, 3), random(3, 3), random(7, 3), random(3, 7)
+    weight = torch.randn(6, 3, dtype=torch.float64)
+    results = []
+    for backend in ("triton", "reference"):
+        out = residual_layer(*inputs, backend)
+        results.append((out, *torch.autograd.grad((out * weight).sum(), inputs)))
+    torch.testing.assert_close(*results)
+
+
+# Torch's compiler warns about itself.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_products_added_in_place_compile_without_a_copy() -> None:
+    def two_layers(x: Tensor, *weights: Tensor) -> Tensor:
+        for _ in range(2):
+            x = residual_layer(x, *weights, "triton")
+        return x.sum()
+
+    inputs = random(6, 3), random(3, 3), random(7, 3), random(3, 7)
+    compiled = torch.compile(two_layers, fullgraph=True)
+    _, (forward, _) = run_fw_bw_and_get_code(lambda: compiled(*inputs))
+    assert forward.count("golf.add_product.default(") == 4
+    assert "clone" not in forward and "copy_" not in forward
 
 
 def test_operators_are_declared_correctly() -> None:
@@ -182,15 +275,19 @@ def test_operators_are_declared_correctly() -> None:
     torch.library.opcheck(hidden_and_slope, (x, up))
     torch.library.opcheck(sloped_product, (x, down, torch.randn(5, 7)))
     torch.library.opcheck(product_op, (x, up))
+    torch.library.opcheck(add_product_op, (x, torch.randn(5, 7), down))
     qkv, cos, sin, gain = (tensor.detach().float() for tensor in head_inputs(4))
     q, k, v = prepare_op(qkv, cos, sin, gain, BOUNDS, 8)
     torch.library.opcheck(prepare_op, (qkv, cos, sin, gain, BOUNDS, 8))
-    torch.library.opcheck(prepare_backward_op, (q, k, v, qkv, cos, sin, gain, BOUNDS))
+    torch.library.opcheck(prepare_backward_op, (q, k, v, v + 1, qkv, cos, sin, gain, BOUNDS))
     torch.library.opcheck(exclude_op, (q, v, BOUNDS, True))
     torch.library.opcheck(exclude_backward_op, (q, q, v, BOUNDS, True))
-    mix = torch.randn(2, 3)
-    torch.library.opcheck(mix_op, (x, x + 1, mix, 0.7))
-    torch.library.opcheck(mix_backward_op, (x, x + 2, x, x + 1, mix, 0.7))
+    mixing = ([x, x + 1], torch.randn(4, 3), [3, 6], [True, False], [0.7, 0.3])
+    torch.library.opcheck(mix_op, mixing)
+    torch.library.opcheck(norm_op, (x, 0.7))
+    torch.library.opcheck(norm_backward_op, (x, x + 1, x - 1, x[:, 0].exp(), 0.7))
+    torch.library.opcheck(mix_backward_op, ([x, x + 2, x - 1], *mixing, -1))
+    torch.library.opcheck(mix_backward_op, ([x, x + 2, x - 1, x + 3], *mixing, 1))
 
 
 # The tracer of torch 2.13 warns about itself.
@@ -216,12 +313,18 @@ def test_triton_is_refused_on_a_cpu() -> None:
 
 INTERPRETED = """
 import torch
-from golf_lightning.kernels import heads, mixing, triton_heads, triton_loss, triton_mixing, triton_mlp
+from golf_lightning.kernels import heads, mixing_ops, triton_heads, triton_loss, triton_mixing, triton_mlp
 from golf_lightning.kernels.cross_entropy import IGNORED, loss_and_gradient
 from golf_lightning.kernels.mlp import hidden_and_slope, sloped_product
 from golf_lightning.model.rotary import rotary_table
 torch.manual_seed(0)
 tiles = triton_mlp.Tiles(16, 32, 16, 4, 2)
+MIXTURES = (
+    (2, [3], [True], [0.7]),
+    (3, [7], [True], [0.7]),
+    (1, [1], [False], [0.7]),
+    (6, [0b11101, 0b1100000, 0b1110], [True, False, True], [0.0, 0.7, 0.3]),
+)
 for tokens, width, units in ((50, 40, 72), (16, 16, 32), (1, 8, 8)):
     x, up, down, dout = (torch.randn(*s) for s in ((tokens, width), (units, width), (width, units), (tokens, width)))
     expected = hidden_and_slope(x, up)
@@ -241,8 +344,9 @@ for tokens, used, rope_dims, query_heads, kv_heads in ((21, 19, 4, 6, 3), (8, 8,
     found = triton_heads.launch_prepare(qkv, cos, sin, gain, cu_seqlens, 8, heads.NORM_EPS)
     torch.testing.assert_close(found, (q, k, v))
     dq, dk, dv = (torch.randn_like(x) for x in (q, k, v))
-    dqkv, parts = triton_heads.launch_prepare_backward(dq, dk, dv, qkv, cos, sin, gain, cu_seqlens, heads.NORM_EPS, 8)
-    expected = heads.prepare_backward_op(dq, dk, dv, qkv, cos, sin, gain, cu_seqlens)
+    given = (dq, dk, dv, torch.randn_like(v), qkv, cos, sin, gain, cu_seqlens)
+    dqkv, parts = triton_heads.launch_prepare_backward(*given, heads.NORM_EPS, 8)
+    expected = heads.prepare_backward_op(*given)
     torch.testing.assert_close((dqkv, parts.sum(0)), (expected[0], expected[1].sum(0)))
     for exclude in (True, False):
         found = triton_heads.launch_exclude(dq, v, cu_seqlens, exclude, 1e-12)
@@ -252,13 +356,23 @@ for tokens, used, rope_dims, query_heads, kv_heads in ((21, 19, 4, 6, 3), (8, 8,
         expected = heads.exclude_backward_op(q, dq, v, cu_seqlens, exclude)
         torch.testing.assert_close([x[inside] for x in found], [x[inside] for x in expected])
 for tokens, width in ((9, 24), (1, 32)):
-    x, x0, du, dn = torch.randn(4, tokens, width)
-    mix = torch.randn(2, width)
-    found = triton_mixing.launch_mix(x, x0, mix, 0.7, heads.NORM_EPS)
-    torch.testing.assert_close(found, mixing.mix_op(x, x0, mix, 0.7))
-    dx, dx0, parts = triton_mixing.launch_mix_backward(du, dn, x, x0, mix, 0.7, heads.NORM_EPS, 2)
-    expected = mixing.mix_backward_op(du, dn, x, x0, mix, 0.7)
-    torch.testing.assert_close((dx, dx0, parts.sum(0)), (*expected[:2], expected[2].sum(0)), rtol=1e-4, atol=1e-5)
+    x, dn, dx = torch.randn(3, tokens, width)
+    n, inverse = mixing_ops.norm_op(x, 0.7)
+    torch.testing.assert_close(triton_mixing.launch_norm(x, 0.7, heads.NORM_EPS), (n, inverse))
+    expected = mixing_ops.norm_backward_op(dn, dx, n, inverse, 0.7)
+    torch.testing.assert_close(triton_mixing.launch_norm_backward(dn, dx, n, inverse, 0.7), expected)
+    for count, uses, written, scales in MIXTURES:
+        streams, n = list(torch.randn(count, tokens, width)), sum(mask.bit_count() for mask in uses)
+        weights = torch.randn(n, width)
+        plan = (streams, weights, uses, written, scales)
+        expected = mixing_ops.mix_op(*plan)
+        torch.testing.assert_close(triton_mixing.launch_mix(*plan, heads.NORM_EPS), expected)
+        for again in (-1, count - 1):
+            grads = [torch.randn_like(x) for x in expected]
+            grads += [torch.randn(tokens, width)] * (again >= 0)
+            *dx, parts = triton_mixing.launch_mix_backward(grads, *plan, again, heads.NORM_EPS, 2)
+            *dexpected, whole = mixing_ops.mix_backward_op(grads, *plan, again)
+            torch.testing.assert_close((*dx, parts.sum(0)), (*dexpected, whole.sum(0)), rtol=1e-4, atol=1e-5)
 """
 
 
