@@ -15,13 +15,17 @@ LEFT = -(1 << 40)
 
 WAITS = (
     "torch.distributed",
+    "torch.autograd",
     "golf_lightning.optim.",
     "golf_lightning.files",
     "concurrent.futures",
     "multiprocessing",
     "subprocess",
 )
-"""Modules in whose code a rank rightly sleeps: for other ranks, for a slow disk, or for what works on its behalf."""
+"""Modules in whose code a rank rightly sleeps: for other ranks, for a slow disk, or for what works on its behalf.
+
+Among the last is autograd, whose engine runs a GPU's backward pass, and compiles it, in a thread of its own.
+"""
 
 PLUMBING = ("threading", "selectors", "queue", "socket")
 """Modules that sleep on behalf of their caller."""
@@ -37,7 +41,8 @@ class LifeWatch(threading.Thread):
     - A thread that works, spins for its GPU or polls uses its processor. One that uses none at all for ``timeout_s``,
       outside the code of :data:`WAITS`, hangs: on a lock, a file or a sleep that never ends. It says where it stands.
 
-    Not found are a thread that works without end, and a GPU or a process of the rank's own that does not answer.
+    Not found are a thread that works without end, a backward pass that never ends outside of a training step, and a GPU
+    or a process of the rank's own that does not answer.
     Seconds count by this thread's own looks, so a machine that was suspended wakes up to no alarm.
 
     Args:
