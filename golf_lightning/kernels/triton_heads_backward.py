@@ -22,50 +22,62 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def _accumulator(head, place, column, padded, DIM: tl.constexpr):
-    # Compute capability 9: 64 rows at a time as wgmma's 128 threads hold them, 4 values a thread for each 8 columns.
-    thread = place % 64 // 16 * 32 + place % 8 * 4 + column % 8 // 2
-    within = column // 8 * 512 + thread * 4 + place % 16 // 8 * 2 + column % 2
-    return (head.to(tl.int64) * padded + place // 64 * 64) * DIM + within
+def _pieces(first, group, padded, piece, COUNT: tl.constexpr, DIM: tl.constexpr):
+    """Where 16 rows of ``COUNT`` heads lie in accumulators, ``[COUNT, K / 8, 128]``: 128 values for each 8 columns."""
+    # Compute capability 9: 64 rows at a time, as the 4 warps of wgmma hold 16 each.
+    head = first + tl.arange(0, COUNT)[:, None, None]
+    start = (head.to(tl.int64) * padded + group // 4 * 64) * DIM + group % 4 * 128
+    return start + piece[None, :, None] * 512 + tl.arange(0, 128)[None, None, :]
+
+
+@triton.jit
+def _read(accumulator, first, group, padded, piece, mask, COUNT: tl.constexpr, DIM: tl.constexpr):
+    """16 rows ``[16, COUNT, K]``, 0 where ``mask`` (``[COUNT, K / 8, 1]``) is off."""
+    x = tl.load(accumulator + _pieces(first, group, padded, piece, COUNT, DIM), mask=mask, other=0.0)
+    # In a piece, 4 lanes hold a row, 2 neighbours each and behind these 2 of the row 8 further down.
+    x = tl.permute(tl.reshape(x, (COUNT, DIM // 8, 8, 4, 2, 2)), (4, 2, 0, 1, 3, 5))
+    return tl.reshape(x, (16, COUNT, DIM))
 
 
 @triton.jit
 def _prepare_backward_part(
-    dy, source, out, cos, sin, gain, part, place, row, used, tokens, padded, width, eps, scale, first,
+    dy, source, out, cos, sin, gain, part, group, row, begun, used, tokens, padded, width, eps, scale, first,
     FIRST: tl.constexpr, HEADS: tl.constexpr, COUNT: tl.constexpr, DIM: tl.constexpr, HALF: tl.constexpr,
     GAIN: tl.constexpr, APART: tl.constexpr,
 ):  # fmt: skip
     """``COUNT`` heads from ``first`` on, of the ``HEADS`` that begin at head ``FIRST`` of the projection."""
     PADDED: tl.constexpr = triton.next_power_of_2(COUNT)
-    index = tl.arange(0, PADDED)[None, :, None]
-    head = first + index
+    heads = tl.arange(0, PADDED)
+    head = first + heads[None, :, None]
     column = tl.arange(0, DIM)[None, None, :]
-    exists = (row >= 0) & (row < tokens) & (index < COUNT)
+    exists = (row >= 0) & (row < tokens) & (heads < COUNT)[None, :, None]
     inside = exists & (row < used)
     at = row.to(tl.int64) * width + (FIRST + head) * DIM + column
     x = tl.load(source + at, mask=inside, other=0.0).to(tl.float32)
     turns = column < 2 * HALF
-    other = tl.where(column < HALF, column + HALF, column - HALF)
     if APART:
-        g_at = _accumulator(head, place, column, padded, DIM)
-        partner_at = _accumulator(head, place, other, padded, DIM)
+        piece = tl.arange(0, DIM // 8)
+        other = tl.where(piece < HALF // 8, piece + HALF // 8, piece - HALF // 8)
+        mask = (heads < COUNT)[:, None, None] & begun
+        g = _read(dy, first, group, padded, piece, mask, PADDED, DIM)
+        mask &= (piece < HALF // 4)[None, :, None]
+        partner = _read(dy, first, group, padded, other, mask, PADDED, DIM)
     else:
-        base = (row.to(tl.int64) * HEADS + head) * DIM
-        g_at, partner_at = base + column, base + other
-    g = tl.load(dy + g_at, mask=inside, other=0.0).to(tl.float32) * scale
-    partner = tl.load(dy + partner_at, mask=inside & turns, other=0.0).to(tl.float32) * scale
-    angle = row * HALF + tl.where(column < HALF, column, column - HALF)
+        other = tl.where(column < HALF, column + HALF, column - HALF)
+        given = dy + (row.to(tl.int64) * HEADS + head) * DIM
+        g = tl.load(given + column, mask=inside, other=0.0).to(tl.float32)
+        partner = tl.load(given + other, mask=inside & turns, other=0.0).to(tl.float32)
+    angle = row * HALF + (column % HALF if HALF else column)
     turned = (row >= 0) & (row < used) & turns
     c = tl.load(cos + angle, mask=turned, other=1.0)
     s = tl.load(sin + angle, mask=turned, other=0.0)
-    back = g * c + tl.where(column < HALF, partner, -partner) * s
+    back = (g * c + tl.where(column < HALF, partner, -partner) * s) * scale
     inverse = tl.rsqrt(tl.sum(x * x, 2) / DIM + eps)[:, :, None]
     x *= inverse
     along = tl.sum(back * x, 2)
     dx = inverse * (back - x * (along / DIM)[:, :, None])
     if GAIN:
-        dx *= tl.load(gain + head, mask=index < COUNT, other=0.0).to(tl.float32)
-        heads = tl.arange(0, PADDED)
+        dx *= tl.load(gain + head, mask=head < HEADS, other=0.0).to(tl.float32)
         tl.store(part + first + heads, tl.sum(along, 0), mask=heads < COUNT)
     tl.store(out + at, dx.to(out.dtype.element_ty), mask=exists)
 
@@ -80,25 +92,28 @@ def _prepare_backward_kernel(
     place = (group * ROWS + tl.arange(0, ROWS))[:, None, None]
     row = tl.load(tokens_ptr + place) if APART else place
     used = tl.load(used_ptr)
+    begin = tl.load(tokens_ptr + group * ROWS) if APART else 0
+    begun = (begin >= 0) & (begin < used)
     width = (H + 2 * G) * DIM
     part = parts + group * H
     _prepare_backward_part(
-        dq, qkv, dqkv, cos, sin, gain, part, place, row, used, tokens, padded, width, eps, scale, first * (H // G),
-        0, H, COUNT * (H // G), DIM, HALF, True, APART,
+        dq, qkv, dqkv, cos, sin, gain, part, group, row, begun, used, tokens, padded, width, eps, scale,
+        first * (H // G), 0, H, COUNT * (H // G), DIM, HALF, True, APART,
     )  # fmt: skip
     _prepare_backward_part(
-        dk, qkv, dqkv, cos, sin, gain, part, place, row, used, tokens, padded, width, eps, scale, first,
-        H, G, COUNT, DIM, HALF, False, APART,
+        dk, qkv, dqkv, cos, sin, gain, part, group, row, begun, used, tokens, padded, width, eps, scale,
+        first, H, G, COUNT, DIM, HALF, False, APART,
     )  # fmt: skip
-    index = tl.arange(0, triton.next_power_of_2(COUNT))[None, :, None]
-    head = first + index
+    PADDED: tl.constexpr = triton.next_power_of_2(COUNT)
+    heads = tl.arange(0, PADDED)
+    head = first + heads[None, :, None]
     column = tl.arange(0, DIM)[None, None, :]
-    exists = (row >= 0) & (row < tokens) & (index < COUNT)
-    inside = exists & (row < used)
+    exists = (row >= 0) & (row < tokens) & (heads < COUNT)[None, :, None]
     if APART:
-        x = tl.load(dv + _accumulator(head, place, column, padded, DIM), mask=inside, other=0.0)
+        mask = (heads < COUNT)[:, None, None] & begun
+        x = _read(dv, first, group, padded, tl.arange(0, DIM // 8), mask, PADDED, DIM)
     else:
-        at = (row.to(tl.int64) * G + head) * DIM + column
+        at, inside = (row.to(tl.int64) * G + head) * DIM + column, exists & (row < used)
         x = tl.load(dv + at, mask=inside, other=0.0).to(tl.float32) + tl.load(dv_again + at, mask=inside, other=0.0)
     to = dqkv + row.to(tl.int64) * width + (H + G + head) * DIM + column
     tl.store(to, x.to(dqkv.dtype.element_ty), mask=exists)
@@ -127,7 +142,7 @@ def _exclude_backward_kernel(
     unit = v / norm
     dv = tl.zeros_like(v)
     if APART:
-        # Attention adds to a block of 128 rows where its first row is a document's.
+        # Attention adds to blocks of 128 rows whose first row is a document's.
         begin = tl.load(tokens_ptr + group * ROWS // 128 * 128)
         counts = (index < COUNT) & (begin >= 0) & (begin < used)
         share = group * (ROWS * DIM) + tl.arange(0, ROWS * DIM)[:, None, None]
@@ -154,8 +169,10 @@ def _exclude_backward_kernel(
             tl.store(logs_ptr + to, lse * LOG2_E, mask=index < COUNT)
             tl.store(dq_ptr + query.to(tl.int64) * padded * DIM + share, nothing, mask=counts)
     dv = dv / norm
-    if APART:
-        tl.store(dv_ptr + _accumulator(head, place, column, padded, DIM), dv, mask=counts)
+    if APART:  # the inverse of _read
+        dv = tl.permute(tl.reshape(dv, (2, 8, GP, DIM // 8, 4, 2)), (2, 3, 1, 4, 0, 5))
+        to = _pieces(first, group, padded, tl.arange(0, DIM // 8), GP, DIM)
+        tl.store(dv_ptr + to, tl.reshape(dv, (GP, DIM // 8, 128)), mask=counts.permute(1, 0, 2))
     else:
         tl.store(dv_ptr + at_v, dv.to(dv_ptr.dtype.element_ty), mask=exists)
 

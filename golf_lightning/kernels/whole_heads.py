@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from golf_lightning.kernels.flash_attention_4 import BLOCK, main_backward
-from golf_lightning.kernels.heads import LEAST_NORM, NORM_EPS
+from golf_lightning.kernels.backend import KernelBackend
+from golf_lightning.kernels.flash_attention_4 import BLOCK, main_backward, serves_main_backward
+from golf_lightning.kernels.heads import LEAST_NORM, NORM_EPS, serves_heads
 
 # T tokens, S bounds, P padded rows, H query heads, G key/value heads, K head dimension, R rotated half,
 # C = (H + 2 G) K
@@ -21,20 +22,39 @@ WholeHeads = Callable[[Tensor, Tensor], Tensor]
 """What the heads ``[T, H, K]`` make of a joint projection ``[T, C]`` and the gains ``[H]`` of the query heads."""
 
 PADDED_ROWS = 16
-"""Padded rows of one program in the kernels; in an accumulator, 16 fill whole stretches of memory."""
+"""Padded rows of one program in the kernels, which read and write accumulators 16 rows at a time."""
 
 
 def whole_heads(
-    cos_TR: Tensor, sin_TR: Tensor, cu_seqlens: Tensor, head_dim: int, max_seqlen: int, *, exclude: bool
-) -> WholeHeads:
+    cos_TR: Tensor, sin_TR: Tensor, cu_seqlens: Tensor, shape: tuple[int, int, int], max_seqlen: int, *,
+    exclude: bool, dtype: torch.dtype, backend: KernelBackend,
+) -> WholeHeads | None:  # fmt: skip
     """Head preparation, attention and, where ``exclude`` says so, XSA for all layers of one pass, fused.
 
     See :func:`~golf_lightning.kernels.heads.prepare_heads` and :func:`~golf_lightning.kernels.heads.exclude_self`.
+
+    Args:
+        cos_TR: cosines of the rotation, by token.
+        sin_TR: sines.
+        cu_seqlens: ``[S + 1]`` int32 segment bounds; rows past the last entry give zero, and zero gradients.
+        shape: query heads, key/value heads, head dimension.
+        max_seqlen: upper bound of a segment's length in tokens.
+        exclude: whether to take from each output its component along the token's own value.
+        dtype: of the projections to come.
+        backend: the kernels in use.
+
+    Returns:
+        ``None`` where such heads run only in parts.
     """
+    half, bounds = cos_TR.shape[1], cu_seqlens.shape[0]
+    if half % 8 or not serves_heads(backend, shape[2], half):
+        return None
+    if not serves_main_backward(cos_TR.device, dtype, *shape, bounds):
+        return None
     tokens_P = padded_tokens(cos_TR.shape[0], cu_seqlens)
 
     def heads(qkv_TC: Tensor, gain_H: Tensor) -> Tensor:
-        out: Tensor = _Heads.apply(qkv_TC, cos_TR, sin_TR, gain_H, cu_seqlens, tokens_P, head_dim, max_seqlen, exclude)
+        out: Tensor = _Heads.apply(qkv_TC, cos_TR, sin_TR, gain_H, cu_seqlens, tokens_P, shape[2], max_seqlen, exclude)
         return out
 
     return heads

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 from golf_lightning.kernels.attention import AttentionBackend, choose_backend, varlen_attention
 from golf_lightning.kernels.backend import KernelBackend, choose_kernels
 from golf_lightning.kernels.cross_entropy import head_nll, softcap_logits, softcapped_nll
-from golf_lightning.kernels.flash_attention_4 import serves_main_backward
-from golf_lightning.kernels.heads import serves_heads
 from golf_lightning.kernels.mixing import Blend, Stream, Wanted
 from golf_lightning.kernels.whole_heads import whole_heads
 from golf_lightning.model.block import LaneWeights, LayerWeights, Pass, parallel_block, rms_norm, serial_block
@@ -183,10 +181,10 @@ class GPT(nn.Module):
             return varlen_attention(q, k, v, cu_seqlens, max_seqlen=max_seqlen, backend=backend, masked=masked)
 
         heads = None
-        if context is None and backend == "fa4" and serves_heads(kernels, config.head_dim, cos_TR.shape[1]):
-            shape = config.heads, config.kv_heads, config.head_dim, cu_seqlens.shape[0]
-            if serves_main_backward(x0_TD.device, x0_TD.dtype, *shape):
-                heads = whole_heads(cos_TR, sin_TR, cu_seqlens, config.head_dim, max_seqlen, exclude=config.xsa)
+        if context is None and backend == "fa4":
+            shape = config.heads, config.kv_heads, config.head_dim
+            given = cos_TR, sin_TR, cu_seqlens, shape, max_seqlen
+            heads = whole_heads(*given, exclude=config.xsa, dtype=x0_TD.dtype, backend=kernels)
         return Pass(
             x0_TD=x0_TD,
             cos_TR=cos_TR,

@@ -19,11 +19,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from golf_lightning.kernels import flash_attention_4
+from golf_lightning.kernels import whole_heads as facade
 from golf_lightning.kernels.attention import varlen_attention
 from golf_lightning.kernels.cross_entropy import IGNORED
 from golf_lightning.kernels.flash_attention_4 import serves_main_backward
 from golf_lightning.kernels.heads import exclude_backward_op, exclude_self, prepare_backward_op, prepare_heads
-from golf_lightning.kernels.whole_heads import PADDED_ROWS, padded_tokens, whole_heads, whole_heads_backward_op
+from golf_lightning.kernels.whole_heads import (
+    PADDED_ROWS,
+    WholeHeads,
+    padded_tokens,
+    whole_heads,
+    whole_heads_backward_op,
+)
 from golf_lightning.model import gpt
 from golf_lightning.model.config import GPTConfig
 from golf_lightning.model.rotary import rotary_table
@@ -43,7 +50,7 @@ def test_every_token_has_its_row_in_the_padded_layout(lengths: list[int], paddin
     torch.testing.assert_close(found, expected)
 
 
-# T = 6 tokens of which the last is padding, 4 query and 2 key/value heads of 8, 4 dimensions rotated
+# T = 6 tokens of which the last is padding, 4 query and 2 key/value heads of 16, all rotated
 BOUNDS = torch.tensor([0, 2, 5, 5], dtype=torch.int32)
 
 
@@ -67,6 +74,10 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> Any:
         parts[:1] = whole
         return dqkv, parts
 
+    constant = torch.compiler.assume_constant_result
+    monkeypatch.setattr(facade, "serves_main_backward", constant(lambda *_: True))
+    monkeypatch.setattr(gpt, "choose_kernels", constant(lambda kernels, *_: "triton" if kernels == "auto" else kernels))
+    monkeypatch.setattr(gpt, "choose_backend", constant(lambda *_: "fa4"))
     library.impl("flash4_forward", forward, "CPU")
     library.impl("whole_heads_backward", backward, "CPU")
     yield
@@ -75,16 +86,23 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def head_inputs() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     torch.manual_seed(0)
-    cos, sin = rotary_table(6, 4, 100.0).double().unbind(0)
-    qkv, gain = (torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((6, 64), (4,)))
+    cos, sin = rotary_table(6, 16, 100.0).double().unbind(0)
+    qkv, gain = (torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((6, 128), (4,)))
     return qkv, cos, sin, gain
+
+
+def some_heads(cos: Tensor, sin: Tensor, exclude: bool) -> WholeHeads:
+    options: Any = {"dtype": torch.float64, "backend": "triton"}
+    heads = whole_heads(cos, sin, BOUNDS, (4, 2, 16), 6, exclude=exclude, **options)
+    assert heads is not None
+    return heads
 
 
 @pytest.mark.parametrize("exclude", [True, False])
 def test_whole_heads_have_the_value_and_gradients_of_their_parts(on_cpu: None, exclude: bool) -> None:
     qkv, cos, sin, gain = head_inputs()
-    out = whole_heads(cos, sin, BOUNDS, 8, 6, exclude=exclude)(qkv, gain)
-    q, k, v, v_again = prepare_heads(qkv, cos, sin, gain, BOUNDS, 8)
+    out = some_heads(cos, sin, exclude)(qkv, gain)
+    q, k, v, v_again = prepare_heads(qkv, cos, sin, gain, BOUNDS, 16)
     y = varlen_attention(q, k, v, BOUNDS, max_seqlen=6, backend="reference")
     expected = exclude_self(y, v_again, BOUNDS, exclude=exclude)
     weight = torch.randn_like(out)
@@ -94,20 +112,20 @@ def test_whole_heads_have_the_value_and_gradients_of_their_parts(on_cpu: None, e
 
 def test_no_gradient_of_the_gains_where_none_is_asked_for(on_cpu: None) -> None:
     qkv, cos, sin, gain = head_inputs()
-    out = whole_heads(cos, sin, BOUNDS, 8, 6, exclude=True)(qkv, gain.detach())
+    out = some_heads(cos, sin, True)(qkv, gain.detach())
     assert torch.autograd.grad(out.sum(), qkv)[0].any()
 
 
 def test_shapes_for_tracing_are_those_of_the_operation(on_cpu: None) -> None:
-    q, k, v, y, dout = (torch.randn(6, heads, 8) for heads in (4, 2, 2, 4, 4))
-    cos, sin = rotary_table(6, 4, 100.0).unbind(0)
-    tensors = (dout, q, k, v, y, torch.randn(4, 6), torch.randn(6, 64), cos, sin, torch.randn(4), BOUNDS)
+    q, k, v, y, dout = (torch.randn(6, heads, 16) for heads in (4, 2, 2, 4, 4))
+    cos, sin = rotary_table(6, 16, 100.0).unbind(0)
+    tensors = (dout, q, k, v, y, torch.randn(4, 6), torch.randn(6, 128), cos, sin, torch.randn(4), BOUNDS)
     torch.library.opcheck(whole_heads_backward_op, (*tensors, padded_tokens(6, BOUNDS), 6, True))
 
 
 def small(kernels: Any) -> tuple[gpt.GPT, tuple[Tensor, Tensor, Tensor]]:
     config = GPTConfig(
-        layers=3, vocab_size=16, width=32, heads=4, kv_heads=2, head_dim=8, mlp_width=16, rope_dims=4, max_seqlen=16,
+        layers=3, vocab_size=16, width=64, heads=4, kv_heads=2, head_dim=16, mlp_width=16, rope_dims=16, max_seqlen=16,
         loop_passes=1, loop_first=0, loop_last=0, lanes="none",
     )  # fmt: skip
     torch.manual_seed(0)
@@ -126,10 +144,9 @@ def test_a_model_takes_them_and_keeps_its_loss_and_gradients(
     on_cpu: None, monkeypatch: pytest.MonkeyPatch, compiled: bool
 ) -> None:
     expected, batch = small("reference")
+    monkeypatch.setattr(gpt, "choose_backend", lambda *_: "reference")
     expected(*batch).sum().backward()
-    monkeypatch.setattr(gpt, "choose_kernels", torch.compiler.assume_constant_result(lambda *_: "triton"))
     monkeypatch.setattr(gpt, "choose_backend", torch.compiler.assume_constant_result(lambda *_: "fa4"))
-    monkeypatch.setattr(gpt, "serves_main_backward", torch.compiler.assume_constant_result(lambda *_: True))
     model, _ = small("auto")
     if compiled:
         model.compile(backend="aot_eager", dynamic=False, fullgraph=True)
@@ -137,6 +154,13 @@ def test_a_model_takes_them_and_keeps_its_loss_and_gradients(
     loss.backward()
     for (name, found), parameter in zip(model.named_parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(found.grad, parameter.grad, rtol=1e-3, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("rope_dims, kernels", [(8, "triton"), (16, "reference"), (32, "triton")])
+def test_heads_run_in_parts_where_the_kernels_cannot_take_them(on_cpu: None, rope_dims: int, kernels: Any) -> None:
+    table = rotary_table(6, rope_dims, 100.0).unbind(0)
+    options: Any = {"dtype": torch.float32, "backend": kernels}
+    assert whole_heads(*table, BOUNDS, (4, 2, 16), 6, exclude=True, **options) is None
 
 
 SHAPE = (torch.bfloat16, 8, 4, 64, 257)
