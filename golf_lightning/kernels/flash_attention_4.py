@@ -47,14 +47,7 @@ def _forward_shapes(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seq
     return torch.empty_like(q, memory_format=torch.contiguous_format), lse
 
 
-@torch.library.custom_op("golf::flash4_backward", mutates_args=(), device_types="cuda")
-def _backward(
-    q: Tensor, k: Tensor, v: Tensor, out: Tensor, dout: Tensor, lse: Tensor, cu_seqlens: Tensor, max_seqlen: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _whole_backward(q, k, v, out, dout, lse, cu_seqlens, max_seqlen)
-
-
-def _whole_backward(
+def _call_backward(
     q: Tensor, k: Tensor, v: Tensor, out: Tensor, dout: Tensor, lse: Tensor, cu_seqlens: Tensor, max_seqlen: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     from flash_attn.cute.interface import _flash_attn_bwd
@@ -74,6 +67,9 @@ def _whole_backward(
         max_seqlen_k=max_seqlen,
     )[:3]
     return dq, dk, dv
+
+
+_backward = torch.library.custom_op("golf::flash4_backward", _call_backward, mutates_args=(), device_types="cuda")
 
 
 @_backward.register_fake
@@ -170,7 +166,7 @@ def _main_kernel(
             q, k = (torch.empty(BLOCK, count, head_dim, dtype=dtype, device="cuda") for count in (heads, kv_heads))
             lse = torch.empty(heads, BLOCK, device="cuda")
             cu_seqlens = torch.empty(bounds, dtype=torch.int32, device="cuda")
-            _whole_backward(q, k, k, q, q, lse, cu_seqlens, max_seqlen)
+            _call_backward(q, k, k, q, q, lse, cu_seqlens, max_seqlen)
     finally:
         _flash_attn_bwd.compile_cache = kept
     kernel: Callable[..., None] = kept[watch.key]

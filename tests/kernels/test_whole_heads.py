@@ -9,6 +9,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from attention_parts import attention_gradients
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._guards import active_fake_mode
 
 from golf_lightning.kernels import flash_attention_4
 from golf_lightning.kernels import whole_heads as facade
@@ -185,6 +187,54 @@ def test_only_the_known_kernel_is_called_by_itself(
     monkeypatch.setattr(flash_attention_4, "_version", lambda: version)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     assert serves_main_backward(torch.device("cuda"), *shape) == served
+
+
+@pytest.fixture
+def package(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A package that compiles for tensors without memory and keeps kernels as the real one does."""
+    compiled: list[Any] = []
+
+    def backward(q: Tensor, k: Tensor, v: Tensor, *_: Tensor, **options: Any) -> tuple[Tensor, ...]:
+        assert active_fake_mode() is not None and q.is_cuda and options["causal"]
+        key = (q.shape[1:], k.shape[1:], q.dtype, options["cu_seqlens_q"].shape, options["max_seqlen_q"])
+        if compiled and compiled[-1] == "broken":
+            raise RuntimeError("no compiler")
+        if key not in interface._flash_attn_bwd.compile_cache:
+            compiled.append(key)
+            interface._flash_attn_bwd.compile_cache[key] = lambda *given: calls.append(given)
+        return q, k, v
+
+    interface: Any = ModuleType("flash_attn.cute.interface")
+    interface._flash_attn_bwd, interface.compiled = backward, compiled
+    interface.calls = calls = []
+    interface.kept = backward.compile_cache = {"another": None}  # type: ignore[attr-defined]
+    for name in ("flash_attn", "flash_attn.cute"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, "flash_attn.cute.interface", interface)
+    flash_attention_4._main_kernel.cache_clear()
+    yield interface
+    flash_attention_4._main_kernel.cache_clear()
+
+
+def test_the_main_kernel_is_that_of_the_package_and_compiled_once(package: Any) -> None:
+    q, k, v, dout = (torch.zeros(6, heads, 64, dtype=torch.bfloat16) for heads in (4, 2, 2, 4))
+    tensors = (q, k, v, dout, *(torch.zeros(4, 384) for _ in range(2)), *(torch.zeros(n, 384 * 64) for n in (4, 2, 2)))
+    for _ in range(2):
+        flash_attention_4.main_backward(*tensors, BOUNDS, 2048)
+    assert package.compiled == [((4, 64), (2, 64), torch.bfloat16, (4,), 2048)]
+    assert package._flash_attn_bwd.compile_cache is package.kept
+    for call in package.calls:
+        assert [id(x) for x in call[:9]] == [id(x) for x in tensors]
+        assert call[9] == 0.125 and call[10] is call[11] is BOUNDS
+        assert call[12:] == (*[None] * 7, (None, None), None, None)
+    assert len(package.calls) == 2
+
+
+def test_the_packages_cache_is_its_own_again_when_compiling_fails(package: Any) -> None:
+    package.compiled.append("broken")
+    with pytest.raises(RuntimeError, match="no compiler"):
+        flash_attention_4._main_kernel(4, 2, 64, torch.bfloat16, 4, 2048)
+    assert package._flash_attn_bwd.compile_cache is package.kept
 
 
 INTERPRETED = """
