@@ -4,10 +4,14 @@ The package has no custom ops of its own yet: its forward and backward entry poi
 tracing and a backward rule. Source of the kernels: Tri Dao et al., FlashAttention, BSD licence.
 """
 
+import functools
+import importlib.metadata
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 # T tokens, H query heads, G key/value heads, K head dimension
 
@@ -43,8 +47,7 @@ def _forward_shapes(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seq
     return torch.empty_like(q, memory_format=torch.contiguous_format), lse
 
 
-@torch.library.custom_op("golf::flash4_backward", mutates_args=(), device_types="cuda")
-def _backward(
+def _call_backward(
     q: Tensor, k: Tensor, v: Tensor, out: Tensor, dout: Tensor, lse: Tensor, cu_seqlens: Tensor, max_seqlen: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     from flash_attn.cute.interface import _flash_attn_bwd
@@ -64,6 +67,9 @@ def _backward(
         max_seqlen_k=max_seqlen,
     )[:3]
     return dq, dk, dv
+
+
+_backward = torch.library.custom_op("golf::flash4_backward", _call_backward, mutates_args=(), device_types="cuda")
 
 
 @_backward.register_fake
@@ -86,3 +92,96 @@ def _gradients(ctx: Any, dout: Tensor, _dlse: Tensor) -> tuple[Tensor | None, ..
 
 
 _forward.register_autograd(_gradients, setup_context=_save)
+
+
+BLOCK = 128
+"""Rows of a tile in the backward; each segment's padded rows begin at a multiple of it."""
+
+
+@torch.compiler.assume_constant_result
+def serves_main_backward(
+    device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int, head_dim: int, bounds: int
+) -> bool:
+    """Whether :func:`main_backward` knows the kernel that the package has for these heads and ``bounds`` bounds.
+
+    That kernel is no public interface, and the order of its accumulators none either: one version, one chip, one head
+    dimension. With a head of queries for each of keys it leaves no accumulators of these, and past 256 segments it
+    wants a table.
+    """
+    return (
+        _version() == "4.0.0b36"
+        and torch.cuda.get_device_capability(device) == (9, 0)
+        and (dtype, head_dim) == (torch.bfloat16, 64)
+        and heads > kv_heads
+        and bounds <= 257
+    )
+
+
+@functools.cache
+def _version() -> str | None:
+    try:
+        return importlib.metadata.version("flash-attn-4")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def main_backward(
+    q_THK: Tensor, k_TGK: Tensor, v_TGK: Tensor, dout_THK: Tensor, logs_HP: Tensor, sums_HP: Tensor,
+    dq: Tensor, dk: Tensor, dv: Tensor, cu_seqlens: Tensor, max_seqlen: int,
+) -> None:  # fmt: skip
+    """The backward's main kernel alone: adds the gradients of q, k and v to float32 ``[H, P K]``, ``[G, P K]`` twice.
+
+    Args:
+        q_THK: queries; contiguous, as all.
+        k_TGK: keys.
+        v_TGK: values.
+        dout_THK: gradient of the output; finite in padding rows too.
+        logs_HP: base-2 logarithms of the softmax's sums by padded row; infinity between documents.
+        sums_HP: sums of output times gradient, likewise; 0 between documents.
+        dq: what the gradient of the queries is added to, in the kernel's own order and without the softmax's scale.
+        dk: likewise of the keys.
+        dv: of the values; they have no scale.
+        cu_seqlens: segment bounds.
+        max_seqlen: upper bound of a segment's length in tokens.
+    """
+    (_, heads, head_dim), kv_heads = q_THK.shape, k_TGK.shape[1]
+    kernel = _main_kernel(heads, kv_heads, head_dim, q_THK.dtype, cu_seqlens.shape[0], max_seqlen)
+    nothing = [None] * 7  # lengths, windows, semaphores
+    rest = ((None, None), None, None)  # of score and mask functions, sparse blocks, the table of segments
+    tensors = (q_THK, k_TGK, v_TGK, dout_THK, logs_HP, sums_HP, dq, dk, dv)
+    kernel(*tensors, head_dim**-0.5, cu_seqlens, cu_seqlens, *nothing, *rest)
+
+
+@functools.cache
+def _main_kernel(
+    heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype, bounds: int, max_seqlen: int
+) -> Callable[..., None]:
+    """The package compiles its kernels, or loads them, for tensors without memory too, and keeps them in a cache."""
+    from flash_attn.cute.interface import _flash_attn_bwd
+
+    kept = _flash_attn_bwd.compile_cache
+    _flash_attn_bwd.compile_cache = watch = _Watch(kept)
+    try:
+        with FakeTensorMode():
+            q, k = (torch.empty(BLOCK, count, head_dim, dtype=dtype, device="cuda") for count in (heads, kv_heads))
+            lse = torch.empty(heads, BLOCK, device="cuda")
+            cu_seqlens = torch.empty(bounds, dtype=torch.int32, device="cuda")
+            _call_backward(q, k, k, q, q, lse, cu_seqlens, max_seqlen)
+    finally:
+        _flash_attn_bwd.compile_cache = kept
+    kernel: Callable[..., None] = kept[watch.key]
+    return kernel
+
+
+class _Watch:
+    """A cache that remembers which entry was asked for last."""
+
+    def __init__(self, cache: Any) -> None:
+        self.cache, self.key = cache, None
+
+    def __contains__(self, key: Any) -> bool:
+        self.key = key
+        return key in self.cache
+
+    def __setitem__(self, key: Any, kernel: Any) -> None:
+        self.cache[key] = kernel

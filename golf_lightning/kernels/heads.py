@@ -142,10 +142,11 @@ def _prepare_backward_on_gpu(
     dq: Tensor, dk: Tensor, dv: Tensor, dv_again: Tensor, qkv: Tensor, cos: Tensor, sin: Tensor, gain: Tensor,
     cu_seqlens: Tensor,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    from golf_lightning.kernels.triton_heads import launch_prepare_backward
+    from golf_lightning.kernels.triton_heads_backward import launch_prepare_backward
 
+    rows, head_dim = ROWS_PER_PART, dq.shape[2]
     dq, dk, dv, dv_again, qkv, cos, sin, gain = (x.contiguous() for x in (dq, dk, dv, dv_again, qkv, cos, sin, gain))
-    return launch_prepare_backward(dq, dk, dv, dv_again, qkv, cos, sin, gain, cu_seqlens, NORM_EPS, ROWS_PER_PART)
+    return launch_prepare_backward(dq, dk, dv, dv_again, qkv, cos, sin, gain, cu_seqlens, NORM_EPS, rows, head_dim)
 
 
 @torch.library.custom_op("golf::exclude_self", mutates_args=())
@@ -201,7 +202,7 @@ def _exclude_backward_shapes(
 def _exclude_backward_on_gpu(
     dout: Tensor, y: Tensor, v: Tensor, cu_seqlens: Tensor, exclude: bool
 ) -> tuple[Tensor, Tensor]:
-    from golf_lightning.kernels.triton_heads import launch_exclude_backward
+    from golf_lightning.kernels.triton_heads_backward import launch_exclude_backward
 
     return launch_exclude_backward(dout.contiguous(), y.contiguous(), v.contiguous(), cu_seqlens, exclude, LEAST_NORM)
 

@@ -15,6 +15,7 @@ from golf_lightning.kernels.heads import exclude_self as exclude_self_fused
 from golf_lightning.kernels.mixing import Blend, Stream, Wanted, mix
 from golf_lightning.kernels.mlp import mlp, product
 from golf_lightning.kernels.residual import add_branches
+from golf_lightning.kernels.whole_heads import WholeHeads
 from golf_lightning.model.injection import Attend, LayerAdapters, Recorder
 from golf_lightning.model.rotary import rotate
 
@@ -45,7 +46,8 @@ class Pass:
     """What all blocks of one forward pass share.
 
     ``frozen``: no weight asks for a gradient, so that sums and norms may run fused. ``rows``, where given, are the only
-    rows whose results are wanted: set for the last layer, which past its attention then runs on them alone.
+    rows whose results are wanted: set for the last layer, which past its attention then runs on them alone. ``heads``
+    is everything between the joint projection and the output's in one, where there is such an operation.
     """
 
     x0_TD: Tensor
@@ -59,6 +61,7 @@ class Pass:
     kernels: KernelBackend
     frozen: bool
     rows: Tensor | None = None
+    heads: WholeHeads | None = None
 
     def wanted(self, x_TD: Tensor) -> Tensor:
         """The rows whose results are wanted."""
@@ -105,7 +108,9 @@ def attention_heads(read: Read, layer: LayerWeights, run: Pass, adapters: LayerA
     qkv_TC = F.linear(read[0], layer.qkv)
     if adapters.qkv is not None:
         qkv_TC = adapters.qkv(qkv_TC, read[1], None)
-    if serves_heads(run.kernels, run.head_dim, run.cos_TR.shape[1]):
+    if run.heads is not None:
+        y_THK = run.heads(qkv_TC, layer.q_gain)
+    elif serves_heads(run.kernels, run.head_dim, run.cos_TR.shape[1]):
         q, k, v, v_again = prepare_heads(qkv_TC, run.cos_TR, run.sin_TR, layer.q_gain, run.cu_seqlens, run.head_dim)
         y_THK = exclude_self_fused(run.attend(q, k, v, False), v_again, run.cu_seqlens, exclude=run.xsa)
     else:

@@ -10,6 +10,7 @@ from golf_lightning.kernels.attention import AttentionBackend, choose_backend, v
 from golf_lightning.kernels.backend import KernelBackend, choose_kernels
 from golf_lightning.kernels.cross_entropy import head_nll, softcap_logits, softcapped_nll
 from golf_lightning.kernels.mixing import Blend, Stream, Wanted
+from golf_lightning.kernels.whole_heads import whole_heads
 from golf_lightning.model.block import LaneWeights, LayerWeights, Pass, parallel_block, rms_norm, serial_block
 from golf_lightning.model.config import GPTConfig
 from golf_lightning.model.injection import NO_ADAPTERS, Adapters, Context, Recorder
@@ -169,8 +170,8 @@ class GPT(nn.Module):
     def _start_pass(
         self, x0_TD: Tensor, cu_seqlens: Tensor, recorder: Recorder | None, context: Context | None, *, learns: bool
     ) -> Pass:
-        backend = choose_backend(self.attention, x0_TD.device)
-        max_seqlen = self.rotary.shape[1]
+        backend, kernels = choose_backend(self.attention, x0_TD.device), self._kernels_on(x0_TD)
+        config, max_seqlen = self.config, self.rotary.shape[1]
         # Padding rows count on from the last segment and may run past the table.
         positions_T = document_positions(x0_TD.shape[0], cu_seqlens) if context is None else context.positions
         positions_T = positions_T.remainder(max_seqlen)
@@ -179,17 +180,23 @@ class GPT(nn.Module):
         def attend(q: Tensor, k: Tensor, v: Tensor, masked: bool) -> Tensor:
             return varlen_attention(q, k, v, cu_seqlens, max_seqlen=max_seqlen, backend=backend, masked=masked)
 
+        heads = None
+        if context is None and backend == "fa4":
+            shape = config.heads, config.kv_heads, config.head_dim
+            given = cos_TR, sin_TR, cu_seqlens, shape, max_seqlen
+            heads = whole_heads(*given, exclude=config.xsa, dtype=x0_TD.dtype, backend=kernels)
         return Pass(
             x0_TD=x0_TD,
             cos_TR=cos_TR,
             sin_TR=sin_TR,
             cu_seqlens=cu_seqlens,
             attend=attend,
-            head_dim=self.config.head_dim,
-            xsa=self.config.xsa,
+            head_dim=config.head_dim,
+            xsa=config.xsa,
             recorder=recorder,
-            kernels=self._kernels_on(x0_TD),
-            frozen=not learns and self._kernels_on(x0_TD) == "triton",
+            kernels=kernels,
+            frozen=not learns and kernels == "triton",
+            heads=heads,
         )
 
     def _run_layers(

@@ -314,6 +314,7 @@ def test_triton_is_refused_on_a_cpu() -> None:
 INTERPRETED = """
 import torch
 from golf_lightning.kernels import heads, mixing_ops, triton_heads, triton_loss, triton_mixing, triton_mlp
+from golf_lightning.kernels import triton_heads_backward
 from golf_lightning.kernels.cross_entropy import IGNORED, loss_and_gradient
 from golf_lightning.kernels.mlp import hidden_and_slope, sloped_product
 from golf_lightning.model.rotary import rotary_table
@@ -345,13 +346,13 @@ for tokens, used, rope_dims, query_heads, kv_heads in ((21, 19, 4, 6, 3), (8, 8,
     torch.testing.assert_close(found, (q, k, v))
     dq, dk, dv = (torch.randn_like(x) for x in (q, k, v))
     given = (dq, dk, dv, torch.randn_like(v), qkv, cos, sin, gain, cu_seqlens)
-    dqkv, parts = triton_heads.launch_prepare_backward(*given, heads.NORM_EPS, 8)
+    dqkv, parts = triton_heads_backward.launch_prepare_backward(*given, heads.NORM_EPS, 8, 8)
     expected = heads.prepare_backward_op(*given)
     torch.testing.assert_close((dqkv, parts.sum(0)), (expected[0], expected[1].sum(0)))
     for exclude in (True, False):
         found = triton_heads.launch_exclude(dq, v, cu_seqlens, exclude, 1e-12)
         torch.testing.assert_close(found, heads.exclude_op(dq, v, cu_seqlens, exclude))
-        found = triton_heads.launch_exclude_backward(q, dq, v, cu_seqlens, exclude, 1e-12)
+        found = triton_heads_backward.launch_exclude_backward(q, dq, v, cu_seqlens, exclude, 1e-12)
         inside = slice(used)
         expected = heads.exclude_backward_op(q, dq, v, cu_seqlens, exclude)
         torch.testing.assert_close([x[inside] for x in found], [x[inside] for x in expected])
