@@ -17,7 +17,7 @@ from torch import Tensor
 from golf_lightning.kernels.backend import KernelBackend
 from golf_lightning.kernels.heads import NORM_EPS
 from golf_lightning.kernels.joining import MOST_TERMS, join
-from golf_lightning.kernels.mixing_ops import FusedMix, Plan, wide
+from golf_lightning.kernels.mixing_ops import Plan, fused_mix, wide
 
 # T tokens, D width, N weights, P parts of a sum
 
@@ -163,7 +163,7 @@ def _fused(wanted: Sequence[Wanted], again_TD: Tensor | None) -> list[Tensor]:
         tuple(uses), tuple(w.written and isinstance(w.stream, Blend) for w in asked), tuple(w.scale for w in asked)
     )
     again = -1 if again_TD is None else _place(streams, again_TD)
-    found = list(FusedMix.apply(_stack(weights, streams[0]), plan, again, *streams))
+    found = list(fused_mix(_stack(weights, streams[0]), plan, again, streams))
     results: list[Tensor] = []
     for stream, written, scale, readers in wanted:
         if written:

@@ -146,15 +146,27 @@ def _mix_backward_on_gpu(
     return launch_mix_backward(grads, streams, weights.contiguous(), uses, written, scales, again, NORM_EPS, programs)
 
 
+def fused_mix(weights: Tensor, plan: Plan, again: int, streams: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The operators with their gradients; ``again`` is the stream to give once more as the last result, or -1."""
+    # Without gradients torch 2.11 traces a function of one stream as if that were the context.
+    compute = FusedMix.apply if torch.is_grad_enabled() else _mixed
+    results: tuple[Tensor, ...] = compute(weights, plan, again, *streams)
+    return results
+
+
+def _mixed(weights: Tensor, plan: Plan, again: int, *streams: Tensor) -> tuple[Tensor, ...]:
+    results = torch.ops.golf.mix(streams, weights, *plan)
+    return (*results, streams[again].view_as(streams[again])) if again >= 0 else tuple(results)
+
+
 class FusedMix(torch.autograd.Function):
-    """The operators with their gradients: weights, plan and the stream to give again, or -1, then the streams."""
+    """See :func:`fused_mix`."""
 
     @staticmethod
     def forward(ctx: Any, weights: Tensor, plan: Plan, again: int, *streams: Tensor) -> tuple[Tensor, ...]:
         ctx.save_for_backward(weights, *streams)
         ctx.plan, ctx.again = plan, again
-        results = torch.ops.golf.mix(streams, weights, *plan)
-        return (*results, streams[again].view_as(streams[again])) if again >= 0 else tuple(results)
+        return _mixed(weights, plan, again, *streams)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

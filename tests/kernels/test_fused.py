@@ -233,6 +233,18 @@ def test_fused_mixing_compiles_into_one_graph() -> None:
     torch.testing.assert_close(*(torch.autograd.grad(f(*inputs), inputs) for f in (compiled, loss)))
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_a_mixture_of_one_stream_compiles_without_gradients() -> None:
+    """Torch 2.11 takes the arguments of such a function for one more than they are."""
+
+    def norms(x: Tensor, weight: Tensor) -> Tensor:
+        return mix([Wanted(Blend(((weight[0], x),)), True, 0.5)], backend="triton")[1]
+
+    inputs = random(6, 5), random(1, 5)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(norms, backend="aot_eager", fullgraph=True)(*inputs), norms(*inputs))
+
+
 def test_kept_apart_product_has_the_gradients_of_a_product() -> None:
     assert torch.autograd.gradcheck(lambda *x: product(*x, backend="triton"), (random(4, 3), random(5, 3)))
 
