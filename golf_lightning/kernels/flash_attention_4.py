@@ -69,7 +69,11 @@ def _call_backward(
     return dq, dk, dv
 
 
-_backward = torch.library.custom_op("golf::flash4_backward", _call_backward, mutates_args=(), device_types="cuda")
+@torch.library.custom_op("golf::flash4_backward", mutates_args=(), device_types="cuda")
+def _backward(
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, dout: Tensor, lse: Tensor, cu_seqlens: Tensor, max_seqlen: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _call_backward(q, k, v, out, dout, lse, cu_seqlens, max_seqlen)
 
 
 @_backward.register_fake
