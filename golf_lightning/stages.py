@@ -159,7 +159,7 @@ def _score(
             stream,
             config,
             token_bytes=count,
-            documents=queue.share(name, left),
+            documents=queue.share(name, left, config.slots),
             progress=progress,
             interval_seconds=15.0,
             elapsed_seconds=module.ledger.seconds.get("load", 0.0),
