@@ -1,13 +1,13 @@
 """Interrupted or not, warmed up or not: the same run."""
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import faulty
 import pytest
 import torch
-from small_run import golf, make_data, start_golf, write_recipe
+from programs import Program, start_golf
+from small_run import golf, make_data, write_recipe
 
 from callbacks.console import Console
 from golf_lightning.data.manifest import Manifest
@@ -82,11 +82,11 @@ def broken_off(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("broken off")
     trainer = {"accumulate_grad_batches": 2, "devices": 2}
     recipe = write_recipe(folder, data, trainer=trainer, model=EXACT, checkpoints={"every_steps": 3})
-    script = Path(__file__).with_name("faulty.py")
-    command = [sys.executable, script, "bad shard", "1", "fit", *NO_SCORING, "--config", recipe]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=script.parents[2])
-    assert done.returncode != 0
-    assert saved(folder)["global_step"] == 3, done.stderr
+    arguments = ("bad shard", "1", "fit", *NO_SCORING, "--config", recipe)
+    program = Program(faulty.run, *arguments, folder=folder, ranks=2)
+    _, errors = program.communicate(timeout=240)
+    assert program.returncode != 0
+    assert saved(folder)["global_step"] == 3, errors
     return folder
 
 
@@ -98,9 +98,10 @@ def test_a_run_of_two_ranks_continues_on_any_number(
     trainer = {"accumulate_grad_batches": 4 // devices, "devices": devices}
     recipe = write_recipe(tmp_path, data, trainer=trainer, model=EXACT)
     checkpoint = broken_off / "runs" / "small" / "checkpoints" / "last.ckpt"
-    process = start_golf("fit", "--config", recipe, "--ckpt_path", checkpoint, *NO_SCORING)
-    _, errors = process.communicate(timeout=240)
-    assert process.returncode == 0, errors
+    arguments = ("fit", "--config", recipe, "--ckpt_path", checkpoint, *NO_SCORING)
+    program = start_golf(*arguments, folder=tmp_path, ranks=devices)
+    _, errors = program.communicate(timeout=240)
+    assert program.returncode == 0, errors
     one, two = uninterrupted, saved(tmp_path)
     assert one["GolfDataModule"] == two["GolfDataModule"]
     for part in ("state_dict", "optimizer_states", "callbacks"):

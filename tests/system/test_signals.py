@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from small_run import golf, start_golf, write_recipe
+from programs import start_golf
+from small_run import golf, write_recipe
 
 ENDLESS = {"trainer": {"max_steps": -1}, "clock": {"budget_s": 600.0, "reserve_s": 10.0}}
 
@@ -26,7 +27,7 @@ def test_a_signal_during_training_saves_and_stops(
     data: Path, tmp_path: Path, number: signal.Signals, status: int
 ) -> None:
     recipe = write_recipe(tmp_path, data, **ENDLESS)
-    process = start_golf("fit", "--config", recipe)
+    process = start_golf("fit", "--config", recipe, folder=tmp_path)
     wait_for_line(process, "step")
     process.send_signal(number)
     output, errors = process.communicate(timeout=60)
@@ -53,7 +54,7 @@ def children(process: Any) -> list[int]:
 def test_sigterm_to_one_rank_or_all_saves_and_stops_all(data: Path, tmp_path: Path, to: str) -> None:
     trainer = {"max_steps": -1, "devices": 2}
     recipe = write_recipe(tmp_path, data, **(ENDLESS | {"trainer": trainer}), console={"every_steps": 4})
-    process = start_golf("fit", "--config", recipe)
+    process = start_golf("fit", "--config", recipe, folder=tmp_path, ranks=2)
     wait_for_line(process, "step")
     (other,) = children(process)
     for pid in {"rank 0": [process.pid], "rank 1": [other], "all": [process.pid, other]}[to]:
@@ -73,7 +74,7 @@ def test_sigterm_to_one_rank_or_all_saves_and_stops_all(data: Path, tmp_path: Pa
 def test_ctrl_c_during_scoring_keeps_checkpoint_and_artifact(data: Path, tmp_path: Path) -> None:
     slow = {"ttt": {"chunk": 2, "slots": 1, "adapters": {"rank": 64}}, "ttt_baseline": False}
     recipe = write_recipe(tmp_path, data, model=slow)
-    process = start_golf("fit", "--config", recipe)
+    process = start_golf("fit", "--config", recipe, folder=tmp_path)
     wait_for_line(process, "wrote")
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
