@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 from lightning.pytorch.strategies.launchers import subprocess_script
 from ranks import preload
@@ -130,7 +130,7 @@ def _run(
             self._child_created = True
 
     subprocess_script.subprocess = SimpleNamespace(Popen=Rank)  # type: ignore[attr-defined]
-    end_process(work(arguments))
+    _work_and_end(work)
 
 
 def _wait_to_be_a_rank(work: Work, others: list[tuple[int, int]]) -> tuple[int, int]:
@@ -146,5 +146,16 @@ def _wait_to_be_a_rank(work: Work, others: list[tuple[int, int]]) -> tuple[int, 
     if environment:
         os.environ.clear()
         os.environ.update(json.loads(environment))
-        end_process(work(sys.argv[1:]))
+        _work_and_end(work)
     os._exit(0)
+
+
+def _work_and_end(work: Work) -> NoReturn:
+    """Do the work with the arguments of the process, and end as an interpreter does."""
+    status = 1
+    try:
+        status = work(sys.argv[1:])
+    finally:
+        if sys.exc_info()[0] is not None:
+            sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+        end_process(status)
