@@ -4,6 +4,7 @@ Signals, exit statuses, parents and output are those of programs that a shell st
 not its own.
 """
 
+import concurrent.futures
 import json
 import multiprocessing
 import os
@@ -65,7 +66,7 @@ class Program:
             rest = [pool.submit(file.read) for file in (self.stdout, self.stderr)]
             try:
                 output, errors = (part.result(timeout) for part in rest)
-            except TimeoutError:
+            except concurrent.futures.TimeoutError:
                 # Its ranks end with it, and so does the reading.
                 self._process.kill()
                 raise
