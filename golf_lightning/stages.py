@@ -22,10 +22,10 @@ from golf_lightning.evaluation.bpb import Score
 from golf_lightning.evaluation.breakdown import Breakdown
 from golf_lightning.evaluation.config import TTTConfig
 from golf_lightning.evaluation.documents import DocumentStream
-from golf_lightning.evaluation.engine import window_plan
 from golf_lightning.evaluation.journal import Journal, fingerprint
 from golf_lightning.evaluation.packed import score_packed
 from golf_lightning.evaluation.scores import DocumentScores, ScoreProgress
+from golf_lightning.evaluation.shapes import window_plan
 from golf_lightning.evaluation.sharing import DocumentQueue
 from golf_lightning.evaluation.ttt import score_documents
 from golf_lightning.reporting.console import say
@@ -159,7 +159,7 @@ def _score(
             stream,
             config,
             token_bytes=count,
-            documents=queue.share(name, left),
+            documents=queue.share(name, left, config.slots),
             progress=progress,
             interval_seconds=15.0,
             elapsed_seconds=module.ledger.seconds.get("load", 0.0),

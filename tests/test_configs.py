@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from typing_extensions import override
 
@@ -36,7 +37,8 @@ class Instantiated(GolfCLI):
 
 
 def instantiate(*arguments: str) -> Any:
-    return Instantiated(named_callbacks(), [*arguments, *ON_A_CPU])
+    with torch.device("meta"):
+        return Instantiated(named_callbacks(), [*arguments, *ON_A_CPU])
 
 
 def config(name: str) -> str:

@@ -104,7 +104,7 @@ def test_the_torchrun_line_starts_ranks(data: Path, tmp_path: Path) -> None:
     replaced = {
         "--nnodes 2": "--nnodes 1",
         "--nproc-per-node 8": "--nproc-per-node 2",
-        "HOST:29500": "localhost:29733",
+        "HOST:29500": "localhost:0",  # a free port: another suite may run on this machine
         "--config configs/golf.yaml --config configs/eight_gpus.yaml": f"--config {recipe}",
         "--trainer.num_nodes 2": "--trainer.num_nodes 1",
         "--data.train_tokens 49152": "--data.train_tokens 64",

@@ -3,7 +3,7 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -12,16 +12,16 @@ from torch import Tensor
 
 from golf_lightning.compression.artifact import Artifact, encode_artifact, read_artifact, write_encoded
 from golf_lightning.compression.banks import BankErrors, quantize_state
-from golf_lightning.compression.budget import BudgetConfig, ByteBudget, measure_budget
+from golf_lightning.compression.budget import BudgetConfig, measure_budget
 from golf_lightning.compression.coding import CoderName, coder_named
 from golf_lightning.compression.hessians import Calibration, collect_hessians
-from golf_lightning.compression.quantize import ROLE_OF, ROLES, QuantizationConfig, QuantizedState
+from golf_lightning.compression.quantize import QuantizationConfig, QuantizedState
 from golf_lightning.compression.ranks import on_rank_zero
 from golf_lightning.compression.rate import fill_budget, plan_steps
+from golf_lightning.compression.report import ExportReport, clip_points, predicted_nats, relative_errors
 from golf_lightning.compression.sensitivity import collect_sensitivities
 from golf_lightning.data.batch import PackedBatch
 from golf_lightning.errors import GolfError
-from golf_lightning.kernels.attention import AttentionBackend
 from golf_lightning.model.gpt import GPT
 
 Rate = Literal["budget", "fixed"]
@@ -67,49 +67,6 @@ class ExportConfig:
     def trellis(self) -> bool:
         """Whether codes will be levels of the trellis."""
         return self.quantization.trellis and self.quantization.method == "gptq"
-
-
-@dataclass(slots=True)
-class ExportReport:
-    """What an export did; :meth:`to_dict` gives plain JSON values.
-
-    Attributes:
-        artifact: path of the file.
-        budget: bytes on disk against the limit; the caller decides when to ``budget.require()``.
-        bytes_by_role: bytes in the file for each role, scales, vectors and header.
-        seconds: of the stages ``calibrate``, ``sensitivities``, ``quantize``, ``encode`` and ``verify``.
-        encodings: how many files were made until one filled the budget.
-        calibration_tokens: tokens behind the Hessians, on all ranks; 0 without calibration.
-        relative_error: by role, error over energy, summed over its matrices.
-        nearest_relative_error: the same for round to nearest.
-        raised_damping: number of matrices whose Hessian needed more damping than configured.
-        predicted_nats: by role, the loss in nats per token that quantization should cost; only with rate control.
-        k: by role, the clip point at 127 steps in standard deviations of a row, the geometric mean over its rows.
-    """
-
-    artifact: str
-    budget: ByteBudget
-    bytes_by_role: dict[str, int]
-    seconds: dict[str, float]
-    calibration_tokens: int
-    relative_error: dict[str, float]
-    nearest_relative_error: dict[str, float]
-    raised_damping: int
-    encodings: int
-    predicted_nats: dict[str, float]
-    k: dict[str, float]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, with ``total_bytes`` and ``headroom_bytes`` under ``budget``."""
-        sums = {"total_bytes": self.budget.total_bytes, "headroom_bytes": self.budget.headroom_bytes}
-        return asdict(self) | {"budget": asdict(self.budget) | sums}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "ExportReport":
-        """Rebuild a report from :meth:`to_dict`."""
-        budget = values["budget"]
-        sizes = ByteBudget(budget["artifact_bytes"], budget["code_bytes"], budget["limit_bytes"])
-        return cls(**(values | {"budget": sizes}))
 
 
 def export_model(
@@ -162,7 +119,7 @@ def export_model(
         with _timed("verify", seconds, device):
             artifact = read_artifact(path)
             _verify(artifact, result.state, model.recurrent)
-        relative, nearest = _relative_errors(result.errors)
+        relative, nearest = relative_errors(result.errors)
         wanted = settings.quantization.damping
         return ExportReport(
             artifact=str(path),
@@ -174,8 +131,8 @@ def export_model(
             nearest_relative_error=nearest,
             raised_damping=sum(used > wanted for bank in result.errors.values() for used in bank.damping),
             encodings=result.encodings,
-            predicted_nats=_predicted_nats(result.errors),
-            k=_clip_points(model.state_dict(), result.state),
+            predicted_nats=predicted_nats(result.errors),
+            k=clip_points(model.state_dict(), result.state),
         ).to_dict()
 
     return ExportReport.from_dict(on_rank_zero(write))
@@ -256,37 +213,6 @@ def _keep(batches: Iterable[PackedBatch], count: int, kept: list[PackedBatch]) -
         yield batch
 
 
-def _predicted_nats(errors: dict[str, BankErrors]) -> dict[str, float]:
-    nats: dict[str, float] = {}
-    for name, bank in errors.items():
-        if bank.nats:
-            nats[ROLE_OF[name]] = nats.get(ROLE_OF[name], 0.0) + sum(bank.nats)
-    return nats
-
-
-def _clip_points(weights: dict[str, Tensor], state: QuantizedState) -> dict[str, float]:
-    logs: dict[str, list[Tensor]] = {}
-    for name, matrix in state.matrices.items():
-        spread = weights[name].detach().float().std(dim=-1, correction=0)
-        used = spread > 0
-        ratio = 127 * matrix.scale.float()[used] / spread[used]
-        logs.setdefault(matrix.role, []).append(ratio.log().flatten().cpu())
-    return {role: float(torch.cat(parts).mean().exp()) for role, parts in logs.items() if sum(p.numel() for p in parts)}
-
-
-def _relative_errors(errors: dict[str, BankErrors]) -> tuple[dict[str, float], dict[str, float]]:
-    """Error over energy by role, of what was done and of round to nearest."""
-    relative: dict[str, float] = {}
-    nearest: dict[str, float] = {}
-    for role in ROLES:
-        banks = [bank for name, bank in errors.items() if ROLE_OF[name] == role]
-        # Untrained output matrices are zero: no energy, no error.
-        if energy := sum(sum(bank.energy) for bank in banks):
-            relative[role] = sum(sum(bank.error) for bank in banks) / energy
-            nearest[role] = sum(sum(bank.nearest) for bank in banks) / energy
-    return relative, nearest
-
-
 def _verify(artifact: Artifact, state: QuantizedState, recurrent: bool) -> None:
     read, wanted = artifact.state_dict(), state.cpu().state_dict()
     same = read.keys() == wanted.keys() and all(torch.equal(read[name], wanted[name]) for name in wanted)
@@ -301,17 +227,3 @@ def _timed(stage: str, seconds: dict[str, float], device: torch.device) -> Itera
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start
-
-
-def load_model(
-    artifact: Artifact, *, compute_dtype: torch.dtype = torch.float32, attention: AttentionBackend = "auto"
-) -> GPT:
-    """The model of an artifact, on the CPU, with its recurrence as exported. Draws nothing from the random generators.
-
-    Reading the artifact has checked that its parameters are those of its model.
-    """
-    with torch.random.fork_rng(devices=[]):
-        model = GPT(artifact.config, compute_dtype=compute_dtype, attention=attention)
-    model.load_state_dict(artifact.state_dict())
-    model.recurrent = artifact.recurrent
-    return model

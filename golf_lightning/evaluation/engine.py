@@ -8,7 +8,6 @@ launch.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from golf_lightning.evaluation.config import TTTConfig
+from golf_lightning.evaluation.shapes import MOST_TOGETHER, PassShape, pass_shapes, window_plan
 from golf_lightning.evaluation.slot_state import SlotState
-from golf_lightning.evaluation.slots import Step, WindowPlan
+from golf_lightning.evaluation.slots import Step
 from golf_lightning.kernels.backend import choose_kernels
 from golf_lightning.kernels.chunk_attention import Chunks, Kept, chunk_attention, keep_, places
 from golf_lightning.kernels.cross_entropy import IGNORED
@@ -30,28 +30,11 @@ from golf_lightning.model.injection import Attend, Context
 
 # N documents, S documents of a pass, T rows, C targets of a chunk, c rows of a chunk with padding, D width, P slots
 
-MOST_TOGETHER = 256
-"""Documents of a pass: FlashAttention-4 has one kernel for up to 256 segments."""
-
 SPAN = 128
 """Rows that an adapter's program takes at most: wide ones read a slot's matrices less often."""
 
 FIELDS = 8
 """Numbers that describe a document's part in a pass."""
-
-
-def window_plan(config: TTTConfig) -> WindowPlan:
-    """How documents are cut; the reference gathers matrices by tiles, and many small ones take memory."""
-    cached = config.mode == "cached"
-    return WindowPlan(chunk=config.chunk, window=config.window, cached=cached, tile=8 if cached else 16)
-
-
-@dataclass(frozen=True, slots=True)
-class PassShape:
-    """Rows and documents that a pass has room for."""
-
-    rows: int
-    documents: int
 
 
 class Engine:
@@ -80,7 +63,7 @@ class Engine:
         cached = config.mode == "cached"
         self.plan = window_plan(config)
         self.chunk_rows = self.plan.chunk_rows
-        self.shapes = self._choose_shapes()
+        self.shapes = pass_shapes(config, self.plan) if device.type == "cuda" else []
         dtype = torch.promote_types(model.compute_dtype, torch.float32)
         self.nats = torch.zeros(documents + 1, dtype=torch.float64, device=device)
         self.counts = torch.zeros(documents + 1, dtype=torch.int64, device=device)
@@ -108,30 +91,6 @@ class Engine:
             self.kept = [Kept(k, v) for k, v in zip(keys.unbind(0), values.unbind(0), strict=True)]
         self._fields: dict[PassShape, Tensor] = {}
         self._graphs: dict[PassShape, torch.cuda.CUDAGraph] = {}
-
-    def _choose_shapes(self) -> list[PassShape]:
-        """From the largest to the smallest, rows halved from one to the next; on a CPU none are needed.
-
-        Every document that a pass has room for costs a chunk's rows at the head, so that windows, which are many rows
-        of few documents, have shapes for fewer documents too.
-        """
-        if self.device.type != "cuda":
-            return []
-        together, shapes = min(self.config.slots, MOST_TOGETHER), list[PassShape]()
-        if self.plan.cached:
-            together = min(together, max(self.config.rows // self.plan.chunk_rows, 1))
-            # Kernels are compiled anew for rows that are no multiple of 16.
-            while together >= 1 and (not shapes or together * self.plan.chunk_rows % 16 == 0):
-                shapes.append(PassShape(together * self.plan.chunk_rows, together))
-                together //= 2
-            return shapes
-        rows = max(self.config.rows // self.plan.tile * self.plan.tile, self.plan.window_rows)
-        while rows >= self.plan.window_rows:
-            for documents in (together, *(fewer for fewer in (64, 8) if fewer < together)):
-                if documents == together or rows <= documents * self.plan.window_rows:
-                    shapes.append(PassShape(rows, min(documents, rows // self.plan.tile)))
-            rows = rows // 2 // self.plan.tile * self.plan.tile
-        return list(dict.fromkeys(shapes))
 
     @property
     def most(self) -> PassShape:
@@ -172,7 +131,7 @@ class Engine:
     def run(self, step: Step) -> None:
         """Score one chunk of each document of the step, then learn from those that have more to come."""
         needed = PassShape(int(step.rows.sum()), len(step.slots))
-        shape = next((s for s in reversed(self.shapes) if _fits(needed, s)), needed)
+        shape = next((shape for shape in reversed(self.shapes) if shape.holds(needed)), needed)
         if self.state is not None and step.fresh.any():
             fresh = self._upload(np.stack([step.slots[step.fresh], step.documents[step.fresh]]))
             self.state.reset(fresh[0], fresh[1])
@@ -295,7 +254,3 @@ class Engine:
     def _upload(self, values: npt.NDArray[np.int64]) -> Tensor:
         tensor = torch.from_numpy(values)
         return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
-
-
-def _fits(needed: PassShape, room: PassShape) -> bool:
-    return needed.rows <= room.rows and needed.documents <= room.documents

@@ -31,10 +31,17 @@ class DocumentQueue:
         self._beat = 0
         self._last_beat = -HEARTBEAT_SECONDS
 
-    def share(self, name: str, documents: Sequence[int]) -> Iterator[int]:
-        """This rank's share of ``documents``, taken as it is asked for; ``name`` tells one queue from another."""
-        if self._store is None:
-            yield from documents
+    def share(self, name: str, documents: Sequence[int], slots: int) -> Iterator[int]:
+        """This rank's share of ``documents``, in order, taken as it is asked for.
+
+        Args:
+            name: tells one queue from another.
+            documents: the same on every rank.
+            slots: documents that a rank has open at a time. Where all ranks' slots hold all documents, these are dealt
+                in turn, since the first rank to ask would take more than its part.
+        """
+        if self._store is None or len(documents) <= slots * self.world_size:
+            yield from documents[self.rank :: self.world_size]
             return
         self.alive()
         while (place := self._add(f"{name}/next", 1) - 1) < len(documents):

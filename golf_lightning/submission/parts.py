@@ -2,14 +2,14 @@
 
 import lzma
 
-FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 6}]
+FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 1}]
 
 
 def shares(files: dict[str, str], total: int) -> dict[str, int]:
     """Bytes that each file takes of ``total``, largest first.
 
-    What LZMA saves without a file stands for what the bundle's own coder would, which takes half a minute each time;
-    the savings are scaled so that they add up.
+    What LZMA, told to be quick, saves without a file stands for what the bundle's own coder would, which takes half a
+    minute each time; the savings are scaled so that they add up.
 
     Args:
         files: text by path.

@@ -23,6 +23,8 @@ from golf_lightning.evaluation.documents import DocumentStream
 from golf_lightning.model.adapters import AdapterConfig
 
 LENGTHS = (9, 15, 3, 11)
+PIECES = 9
+"""Pieces of the vocabulary, few: a sum of probabilities takes a run for each."""
 AMOUNT = AuditConfig(positions=4, lengths=2, distributions=2)
 
 
@@ -34,11 +36,12 @@ class TwoBytes:
 
 
 def subject(scorer, *, dtype=torch.float64, token_bytes=two_bytes, **fields):
+    tokens = small_split(LENGTHS).astype(np.int64)
     return Subject(
-        model=small_gpt(dtype),
+        model=small_gpt(dtype, vocab_size=PIECES),
         scorer=scorer,
         config=small_config(**fields),
-        tokens=small_split(LENGTHS).astype(np.int64),
+        tokens=np.where(tokens == 1, 1, 2 + tokens % (PIECES - 2)),
         token_bytes=token_bytes,
         generator=np.random.default_rng(1),
         progress=lambda line: None,

@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from golf_lightning.__main__ import end_process
 from golf_lightning.compression import banks, export
+from golf_lightning.compression.artifact import Artifact
 from golf_lightning.compression.export import ExportConfig, export_model
 from golf_lightning.compression.hessians import Calibration, collect_hessians
 from golf_lightning.compression.quantize import QuantizationConfig
@@ -45,6 +46,15 @@ def small_gpt() -> GPT:
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(0.1 * torch.randn(parameter.shape))
+    return model
+
+
+def load_model(artifact: Artifact) -> GPT:
+    """The model of an artifact, on the CPU, with its recurrence as exported."""
+    with torch.random.fork_rng(devices=[]):
+        model = GPT(artifact.config)
+    model.load_state_dict(artifact.state_dict())
+    model.recurrent = artifact.recurrent
     return model
 
 

@@ -4,15 +4,16 @@ from pathlib import Path
 import pytest
 import torch
 from ranks import start_ranks
-from small_gpt import CONFIG, TOKENIZER, export_from_file, packed_batch, small_gpt, spawned_rank
+from small_gpt import CONFIG, TOKENIZER, export_from_file, load_model, packed_batch, small_gpt, spawned_rank
 
 from golf_lightning.compression import export, rate
 from golf_lightning.compression.artifact import encode_artifact, read_artifact, write_artifact
 from golf_lightning.compression.banks import quantize_bank, quantize_state, share_out
 from golf_lightning.compression.budget import BudgetConfig, OverBudget
-from golf_lightning.compression.export import ExportConfig, ExportReport, export_model, load_model
+from golf_lightning.compression.export import ExportConfig, export_model
 from golf_lightning.compression.hessians import collect_hessians
 from golf_lightning.compression.quantize import QuantizationConfig
+from golf_lightning.compression.report import ExportReport
 from golf_lightning.compression.sensitivity import collect_sensitivities
 from golf_lightning.errors import GolfError
 from golf_lightning.files import read_json, write_json

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 from golden_files import CONFIG, FOLDER, GOLDEN, STATE, TOKENIZER, digest, golden_state, write_golden
+from small_gpt import load_model
 
 from golf_lightning.compression.artifact import read_artifact
 from golf_lightning.compression.coding import CoderName
-from golf_lightning.compression.export import load_model
 
 DTYPES = {"codes": "<i1", "scale": "<f2", "vector": "<f2"}
 

@@ -7,7 +7,7 @@ from ttt_cases import score, small_config, small_gpt, small_split, two_bytes
 
 from golf_lightning.evaluation.breakdown import EDGES, Breakdown
 from golf_lightning.evaluation.documents import DocumentStream
-from golf_lightning.evaluation.engine import window_plan
+from golf_lightning.evaluation.shapes import window_plan
 from golf_lightning.files import sha256_of
 from golf_lightning.reporting.ttt_picture import draw_ttt
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from ttt_cases import CHUNK, LENGTHS, cached_reference, reference, score, small_config, small_gpt, small_split
 
-from golf_lightning.evaluation.engine import Engine
+from golf_lightning.evaluation.shapes import pass_shapes, window_plan
 from golf_lightning.evaluation.slot_state import SlotState
 from golf_lightning.evaluation.slots import schedule
 from golf_lightning.model.adapters import AdapterConfig
@@ -206,13 +206,12 @@ def test_bfloat16_scores_stay_close():
 
 @pytest.mark.parametrize("fields", [{"mode": "exact"}, {"mode": "exact", "slots": 100}, {"mode": "cached"}], ids=str)
 def test_on_a_gpu_every_pass_has_a_shape_that_was_recorded(fields):
-    model, config = small_gpt(), small_config(**{"slots": 300, "rows": 200, "chunk": 3, "window": 20, **fields})
-    engine = Engine(model, config, targets=10, documents=1)
-    engine.device = torch.device("cuda")
-    engine.shapes = engine._choose_shapes()
-    assert len(set(engine.shapes)) == len(engine.shapes)
-    assert [shape.rows for shape in engine.shapes] == sorted((shape.rows for shape in engine.shapes), reverse=True)
+    config = small_config(**{"slots": 300, "rows": 200, "chunk": 3, "window": 20, **fields})
+    plan = window_plan(config)
+    shapes = pass_shapes(config, plan)
+    assert len(set(shapes)) == len(shapes)
+    assert [shape.rows for shape in shapes] == sorted((shape.rows for shape in shapes), reverse=True)
     targets = np.random.default_rng(0).integers(1, 60, 500)
-    limits = {"slots": config.slots, "rows": engine.most.rows, "together": engine.most.documents}
-    for step in schedule(targets, range(500), engine.plan, **limits):
-        assert any(step.rows.sum() <= s.rows and len(step.slots) <= s.documents for s in engine.shapes)
+    limits = {"slots": config.slots, "rows": shapes[0].rows, "together": shapes[0].documents}
+    for step in schedule(targets, range(500), plan, **limits):
+        assert any(step.rows.sum() <= s.rows and len(step.slots) <= s.documents for s in shapes)

@@ -50,8 +50,13 @@ def start_ranks(function: Callable[..., None], arguments: tuple[Any, ...], count
 
     They are forked from a process that has imported what takes seconds, once for all tests, and done nothing else.
     """
-    multiprocessing.set_forkserver_preload(["golf_lightning.cli"])
+    preload()
     mp.start_processes(function, arguments, count, start_method="forkserver")
+
+
+def preload() -> None:
+    """Have the process that others are forked from import what takes seconds, if it has not been started yet."""
+    multiprocessing.set_forkserver_preload(["golf_lightning.cli", "callbacks.run_folder"])
 
 
 def run_on_ranks(work: Callable[[int], Any], world_size: int, folder: Path) -> list[Any]:

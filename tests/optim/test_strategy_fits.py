@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_fit
 import torch
+from programs import Program
 
 pytestmark = pytest.mark.slow
 
-SCRIPT = Path(__file__).with_name("tiny_fit.py")
+ROOT = Path(__file__).parents[2]
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
@@ -23,11 +25,19 @@ class Fit:
     checkpoint: Path
 
 
-def fit(folder: Path, devices: int, *options: str, launcher: tuple[str, ...] = ()) -> Fit:
+def fit(folder: Path, devices: int, *options: str, launcher: tuple[str, ...] | None = None) -> Fit:
+    """What a fit leaves; without a launcher it is forked, else started by one, where () is Lightning's."""
     folder.mkdir()
-    command = [sys.executable, *launcher, str(SCRIPT), str(folder), "--devices", str(devices), *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=SCRIPT.parents[2])
-    assert done.returncode == 0, done.stdout + done.stderr
+    arguments = (str(folder), "--devices", str(devices), *options)
+    if launcher is None:
+        program = Program(tiny_fit.run, *arguments, folder=folder, ranks=devices)
+        said = "".join(program.communicate(timeout=200))
+        status = program.returncode
+    else:
+        command = [sys.executable, *launcher, tiny_fit.__file__, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=ROOT)
+        status, said = done.returncode, done.stdout + done.stderr
+    assert status == 0, said
     ranks = range(devices)
     return Fit(
         [json.loads((folder / f"{rank}.json").read_text()) for rank in ranks],
@@ -53,7 +63,7 @@ def two(folder: Path) -> Fit:
 
 @pytest.fixture(scope="module")
 def half(folder: Path) -> Fit:
-    return fit(folder / "half", 2, "--steps", "3", launcher=TORCHRUN)
+    return fit(folder / "half", 2, "--steps", "3")
 
 
 def micro_losses(run: Fit) -> list[float]:
@@ -85,19 +95,18 @@ def test_a_steady_step_runs_only_the_collectives_of_the_optimizer(two: Fit) -> N
 
 
 def test_the_launcher_of_lightning_gives_the_same(two: Fit, folder: Path) -> None:
-    launched = fit(folder / "launched", 2)
+    launched = fit(folder / "launched", 2, launcher=())
     torch.testing.assert_close(launched.weights, two.weights, rtol=0, atol=0)
 
 
 def test_resume_on_two_ranks_is_bit_identical(two: Fit, half: Fit, folder: Path) -> None:
-    resumed = fit(folder / "resumed", 2, "--ckpt", str(half.checkpoint), launcher=TORCHRUN)
+    resumed = fit(folder / "resumed", 2, "--ckpt", str(half.checkpoint))
     torch.testing.assert_close(resumed.weights, two.weights, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("devices", [1, 4])
 def test_saved_on_two_ranks_resumes_on_another_number(alone: Fit, half: Fit, folder: Path, devices: int) -> None:
-    launcher = () if devices == 1 else (*TORCHRUN[:-1], str(devices))
-    resumed = fit(folder / f"resumed on {devices}", devices, "--ckpt", str(half.checkpoint), launcher=launcher)
+    resumed = fit(folder / f"resumed on {devices}", devices, "--ckpt", str(half.checkpoint))
     assert micro_losses(resumed) == pytest.approx(micro_losses(alone)[12:], rel=2e-6)
 
 
@@ -105,7 +114,7 @@ def test_a_rank_that_raises_ends_the_run(folder: Path) -> None:
     """Without any callback; tests/system/test_rank_faults.py has the other ways and launchers."""
     out = folder / "raised"
     out.mkdir()
-    command = [sys.executable, *TORCHRUN, str(SCRIPT), str(out), "--devices", "2", "--raise-on", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=SCRIPT.parents[2])
-    assert done.returncode != 0
-    assert "rank 1 fell over" in done.stderr
+    program = Program(tiny_fit.run, out, "--devices", "2", "--raise-on", "1", folder=out, ranks=2)
+    _, errors = program.communicate(timeout=60)
+    assert program.returncode != 0
+    assert "rank 1 fell over" in errors

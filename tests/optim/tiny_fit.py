@@ -6,6 +6,7 @@ each of four.
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,7 @@ class RaiseOn(pl.Callback):
             raise RuntimeError(f"rank {self.rank} fell over")
 
 
-def main() -> None:
+def run(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
     parser.add_argument("--devices", type=int, default=1)
@@ -125,7 +126,7 @@ def main() -> None:
     parser.add_argument("--schedule-steps", type=int, default=6)
     parser.add_argument("--ckpt", type=Path)
     parser.add_argument("--raise-on", type=int)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     callbacks: list[pl.Callback] = [CountCollectives()]
     if options.raise_on is not None:
@@ -160,8 +161,8 @@ def main() -> None:
     torch.save(module.state_dict(), options.out / f"{trainer.global_rank}.pt")
     # The other ranks end with rank 0, which must not end before they have written.
     trainer.strategy.barrier()
+    return 0
 
 
 if __name__ == "__main__":
-    main()
-    end_process(0)
+    end_process(run(sys.argv[1:]))

@@ -1,11 +1,13 @@
 import ast
+import contextlib
+import functools
+import io
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import quick_coder
@@ -21,8 +23,8 @@ from golf_lightning.submission import bundle as bundler
 from golf_lightning.submission import launcher, squeeze
 from golf_lightning.submission.bundle import Program, _literal, bundle
 from golf_lightning.submission.closure import class_paths
-from golf_lightning.submission.packing import Packing
 from golf_lightning.submission.parts import shares
+from golf_lightning.submission.slim import minify
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "configs" / "demo.yaml"
@@ -37,11 +39,13 @@ def payload_of(program: bytes) -> bytes:
 
 @pytest.fixture(scope="module", autouse=True)
 def quick() -> Iterator[None]:
-    """Programs of this file's tests are packed with zlib."""
+    """Programs of this file's tests are packed with zlib, and a module that stays the same is minified once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bundler, "squeeze", quick_coder)
         patch.setattr(bundler, "Packing", quick_coder.QuickPacking)
         patch.setattr(launcher, "unpack_text", quick_coder.unpack_text)
+        minified = functools.lru_cache(None)(lambda text: minify(ast.parse(text)))
+        patch.setattr(bundler, "minify", lambda tree: minified(ast.unparse(tree)))
         yield
 
 
@@ -59,6 +63,16 @@ def unpacked(program: bytes, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield launcher.unpack(payload_of(program), b"")
 
 
+@pytest.fixture(scope="module")
+def told(quick: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """The demo's bundle as the command makes it from the beginning, and what the command prints."""
+    out, printed = tmp_path_factory.mktemp("told") / "program.py", io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setattr(bundler, "minify", minify)
+        assert main(["bundle", "--config", str(DEMO), "--out", str(out), "--parts"]) == 0
+    return out, printed.getvalue().splitlines()
+
+
 @given(st.binary(max_size=400))
 @example(b'"""')
 @example(b'a""')
@@ -69,18 +83,15 @@ def test_any_bytes_survive_as_a_literal(data: bytes) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_a_shipped_recipe_fits_the_limit_of_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bundler, "squeeze", squeeze)
-    monkeypatch.setattr(bundler, "Packing", Packing)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(bundler, "Packing", quick_coder.PackingUnread)
     report = bundle(ROOT / "configs" / "golf.yaml", tmp_path / "train_gpt.py")
     assert report.bytes == (tmp_path / "train_gpt.py").stat().st_size <= MOST_CODE_BYTES
 
 
-def test_the_same_sources_and_configuration_give_the_same_bytes(program: bytes, tmp_path: Path) -> None:
-    bundle(DEMO, tmp_path / "train_gpt.py")
-    assert (tmp_path / "train_gpt.py").read_bytes() == program
+def test_the_same_sources_and_configuration_give_the_same_bytes(program: bytes, told: tuple[Path, list[str]]) -> None:
+    assert told[0].read_bytes() == program
 
 
 def test_only_listed_packages_are_imported(unpacked: Path) -> None:
@@ -132,26 +143,41 @@ def test_triton_reads_the_kernels_as_they_were_written_but_for_names_of_variable
     assert theirs == {name: ours[name] for name in theirs}
 
 
-def test_own_classes_of_the_configuration_travel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "mine.py").write_text(
-        "from golf_lightning.data.encode import encode_documents\nclass Mine: pass\nclass Not: pass\n"
+@pytest.fixture(scope="module")
+def own(quick: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The unpacked program of a configuration with a class of its own and settings that may not travel."""
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "mine.py").write_text(
+        "import lightning.pytorch as pl\nfrom golf_lightning.data.encode import batches\n"
+        "class Mine(pl.Callback): pass\nclass Not: pass\n"
     )
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    made = Program(yaml.safe_dump({"trainer": {"callbacks": [{"class_path": "mine.Mine"}]}}))
-    text = (launcher.unpack(payload_of(made.read()), b"") / "mine.py").read_text()
-    assert "mine" in made.modules and "class Mine" in text
+    export = {"budget": {"limit_bytes": 15_000_000, "code_bytes": 5}, "calibration_batches": 64}
+    config = {
+        "ckpt_path": "x.ckpt",
+        "data": {"folder": "prepared"},
+        "trainer": {"callbacks": [{"class_path": "mine.Mine"}]},
+        "model": {"export": export},
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        patch.setitem(sys.modules, "mine", None)
+        del sys.modules["mine"]  # and so again afterwards
+        made = Program(yaml.safe_dump(config))
+        assert "mine" in made.modules
+        return launcher.unpack(payload_of(made.read()), b"")
+
+
+def test_own_classes_of_the_configuration_travel(own: Path) -> None:
+    text = (own / "mine.py").read_text()
+    assert "class Mine" in text
     assert "Not" not in text and "encode" not in text
 
 
-def test_what_belongs_to_one_run_and_defaults_do_not_travel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    budget = {"limit_bytes": 15_000_000, "code_bytes": 5}
-    data = {"folder": "prepared"}
-    config = {"ckpt_path": "x.ckpt", "data": data, "model": {"export": {"budget": budget, "calibration_batches": 64}}}
-    folder = launcher.unpack(payload_of(Program(yaml.safe_dump(config)).read()), b"")
-    assert json.loads((folder / "config.json").read_text()) == {
-        "data": data,
+def test_what_belongs_to_one_run_and_defaults_do_not_travel(own: Path) -> None:
+    assert json.loads((own / "config.json").read_text()) == {
+        "data": {"folder": "prepared"},
+        "trainer": {"callbacks": [{"class_path": "mine.Mine"}]},
         "model": {"export": {"budget": {"limit_bytes": 15_000_000}}},
     }
 
@@ -169,16 +195,14 @@ def test_a_bad_configuration_is_one_sentence_and_writes_nothing(
     assert not (tmp_path / "train_gpt.py").exists()
 
 
-def test_the_command_tells_bytes_and_modules(tmp_path: Path, capsys: Any) -> None:
-    out = tmp_path / "program.py"
-    assert main(["bundle", "--config", str(DEMO), "--out", str(out)]) == 0
-    assert f"{out}: {out.stat().st_size:,} bytes, " in capsys.readouterr().out
+def test_the_command_tells_bytes_and_modules(told: tuple[Path, list[str]]) -> None:
+    out, lines = told
+    assert lines[0].startswith(f"{out}: {out.stat().st_size:,} bytes, ")
 
 
-def test_the_command_tells_what_each_file_takes(tmp_path: Path, capsys: Any) -> None:
-    out = tmp_path / "program.py"
-    assert main(["bundle", "--config", str(DEMO), "--out", str(out), "--parts"]) == 0
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+def test_the_command_tells_what_each_file_takes(told: tuple[Path, list[str]]) -> None:
+    out, printed = told
+    lines = [line.split() for line in printed[1:]]
     sizes = {path: int(size.replace(",", "")) for size, path in lines}
     assert "golf_lightning/model/gpt.py" in sizes
     assert sum(sizes.values()) == pytest.approx(out.stat().st_size, abs=len(sizes))

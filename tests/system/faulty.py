@@ -86,6 +86,11 @@ def arm(fault: str, rank: int) -> None:
     setattr(owner, name, fail)
 
 
+def run(arguments: list[str]) -> int:
+    fault, rank, *others = arguments
+    arm(fault, int(rank))
+    return main(others)
+
+
 if __name__ == "__main__":
-    arm(sys.argv[1], int(sys.argv[2]))
-    end_process(main(sys.argv[3:]))
+    end_process(run(sys.argv[1:]))

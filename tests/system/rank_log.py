@@ -1,19 +1,18 @@
-"""Ranks whose clocks run differently, and a callback that notes what each of them does; run as a program.
+"""Ranks whose clocks run differently, and a callback that notes what each of them does.
 
-usage: python rank_log.py FOLDER [arguments of golf_lightning]
+A program's arguments are FOLDER and those of golf_lightning.
 
 The clock of rank r runs 1 + r times as fast as it should. What rank r does goes to FOLDER/r.json.
 """
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 
-from golf_lightning.__main__ import end_process, main
+from golf_lightning.__main__ import main
 from golf_lightning.optim.clock import TrainingClock
 
 
@@ -42,8 +41,8 @@ def skew_clock() -> None:
     TrainingClock.elapsed = lambda clock: factor * elapsed(clock)  # type: ignore[method-assign]
 
 
-if __name__ == "__main__":
+def run(arguments: list[str]) -> int:
     skew_clock()
-    folder, *arguments = sys.argv[1:]
+    folder, *others = arguments
     callback = ["--trainer.callbacks+=rank_log.RankLog", f"--trainer.callbacks.folder={folder}"]
-    end_process(main([*arguments, *callback]))
+    return main([*others, *callback])

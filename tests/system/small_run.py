@@ -98,11 +98,10 @@ def write_recipe(folder: Path, prepared: Path, **sections: dict[str, Any]) -> Pa
     return path
 
 
-def start_golf(*arguments: object, **options: Any) -> "subprocess.Popen[str]":
-    """The same in a process of its own."""
+def golf_alone(*arguments: object) -> "subprocess.CompletedProcess[str]":
+    """The same as a user starts it."""
     command = [sys.executable, "-m", "golf_lightning", *(str(argument) for argument in arguments)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, text=True, **(pipes | options))
+    return subprocess.run(command, capture_output=True, text=True, timeout=240)
 
 
 def golf(*arguments: object) -> int:

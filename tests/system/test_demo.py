@@ -1,4 +1,4 @@
-"""The demo learns: 40 of its steps on its own text, with its own model."""
+"""The demo learns: 35 of its steps on its own text, with its own model."""
 
 import json
 import math
@@ -27,17 +27,18 @@ def test_the_demo_ends_below_2_6_bits_per_byte_and_far_below_order_0(tmp_path: P
         "--data.folder": tmp_path / "data",
         "--run.root": tmp_path / "runs",
         "--clock.budget_s": "null",
-        "--trainer.max_steps": 40,
+        "--trainer.max_steps": 35,
+        # Only what the artifact holds is scored.
+        "--trainer.limit_val_batches": 0,
         # A small part of what export usually looks at: it shows here that it works, not how well.
-        "--model.export.calibration_batches": 8,
+        "--model.export.calibration_batches": 4,
         "--model.export.sensitivity_batches": 2,
         "--ttt.enabled": "false",
     }
     arguments = [argument for option in options.items() for argument in option]
     assert golf("fit", "--config", DEMO, *arguments) == 0
-    scores = json.loads((tmp_path / "runs" / "demo" / "result.json").read_text())["scores"]
+    (score,) = json.loads((tmp_path / "runs" / "demo" / "result.json").read_text())["scores"].values()
     entropy = order_0_entropy(demo_documents(find_messages())["val"])
     assert 4 < entropy < 5
-    for name in ("before_quantization", "quantized"):
-        assert scores[name]["bpb"] < min(2.6, entropy)
-        assert scores[name]["bpb"] == scores[name]["bpb_text"]
+    assert score["bpb"] < min(2.6, entropy)
+    assert score["bpb"] == score["bpb_text"]

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from quick_coder import QuickPacking
 from small_run import golf, write_recipe
 
 from golf_lightning.compression.artifact import Artifact, read_artifact
@@ -54,13 +53,22 @@ def test_a_budget_that_is_too_small_keeps_the_file_and_fails(
 def test_code_bytes_that_are_not_given_are_those_of_the_bundle(
     finished: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bundle, "Packing", QuickPacking)
+    configs = []
+
+    class Bundled:
+        def __init__(self, config: str) -> None:
+            configs.append(config)
+
+        def read(self) -> bytes:
+            return bytes(23_456)
+
+    monkeypatch.setattr(bundle, "Program", Bundled)
     assert export(finished, data, tmp_path, "--model.export.budget.code_bytes", "null") == 0
     run = tmp_path / "runs" / "small"
-    counted = json.loads((run / "export.json").read_text())["artifact"]["code_bytes"]
+    assert json.loads((run / "export.json").read_text())["artifact"]["code_bytes"] == 23_456
     config = (run / "config.export.yaml").read_text()
+    assert configs == [config]
     assert yaml.safe_load(config)["model"]["export"]["budget"]["code_bytes"] is None
-    assert counted == len(bundle.Program(config).read()) > 20_000
 
 
 def test_code_that_cannot_be_measured_is_told_before_anything_is_done(

@@ -6,30 +6,19 @@ import sys
 import time
 from pathlib import Path
 
+import faulty
 import pytest
 import torch
+from programs import Program, processes_in
 from small_run import write_recipe
 
 pytestmark = pytest.mark.slow
 
-FAULTY = Path(__file__).with_name("faulty.py")
+ROOT = Path(__file__).parents[2]
 # Standalone takes a free port: other tests may run beside this one.
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 STANDING = ("hangs", "freezes", "is stopped")
 STOOD = "no progress for 4 s. It stands here:"
-
-
-def processes_with(text: str) -> list[str]:
-    """Command lines of living processes that hold ``text``."""
-    found = []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit() and folder.name != str(os.getpid()):
-            try:
-                line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            found += [line] if text in line else []
-    return found
 
 
 @pytest.mark.parametrize(
@@ -64,18 +53,25 @@ def test_the_whole_run_ends_with_the_error_of_the_rank_that_failed(
             "check_every_steps": 1,
         },
     )
-    starter = TORCHRUN if launcher == "torchrun" else ()
-    command = [sys.executable, *starter, str(FAULTY), way, str(rank), "fit", "--config", str(recipe)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=FAULTY.parents[2])
-    assert done.returncode != 0
+    arguments = (way, str(rank), "fit", "--config", str(recipe))
+    if launcher == "torchrun":
+        command = [sys.executable, *TORCHRUN, faulty.__file__, *arguments]
+        path = os.environ | {"PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path, env=path)
+        status, stderr = done.returncode, done.stderr
+    else:
+        program = Program(faulty.run, *arguments, folder=tmp_path, ranks=2)
+        _, stderr = program.communicate(timeout=120)
+        status = program.returncode
+    assert status != 0
     # With the default of timeout_s it would be 21 s more, and so within a minute.
     assert time.monotonic() - float((tmp_path / "failed_at").read_text()) < 39
     words = ("error:", "rank ", "Traceback", "[rank")
-    errors = [line for line in done.stderr.splitlines() if line.startswith(words)]
-    assert first_words == "" or (errors and errors[0].startswith(first_words)), done.stderr
-    assert later_words in done.stderr
+    errors = [line for line in stderr.splitlines() if line.startswith(words)]
+    assert first_words == "" or (errors and errors[0].startswith(first_words)), stderr
+    assert later_words in stderr
     deadline = time.monotonic() + 5
-    while (left := processes_with(str(recipe))) and time.monotonic() < deadline:
+    while (left := processes_in(tmp_path)) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert left == []
     checkpoints = tmp_path / "runs" / "small" / "checkpoints"

@@ -1,14 +1,16 @@
 """The whole path on two processes: the same run as on one."""
 
 import json
-import subprocess
-import sys
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
-from small_run import golf, start_golf, write_recipe
+import rank_log
+from programs import Program
+from small_run import golf, golf_alone, write_recipe
 
+from golf_lightning.__main__ import main
 from golf_lightning.reporting.documents import DocumentTable
 
 
@@ -23,10 +25,9 @@ def test_two_ranks_repeat_one_that_accumulates(data: Path, tmp_path: Path) -> No
     one = write_recipe(tmp_path / "one", data, trainer={"accumulate_grad_batches": 2}, model=exact)
     assert golf("fit", "--config", one) == 0
     two = write_recipe(tmp_path / "two", data, trainer={"devices": 2}, model=exact)
-    process = start_golf("fit", "--config", two)
-    output, errors = process.communicate(timeout=240)
-    assert process.returncode == 0, errors
-    assert output.count("after TTT") == 1
+    done = golf_alone("fit", "--config", two)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("after TTT") == 1
     alone, shared = scores(tmp_path / "one"), scores(tmp_path / "two")
     for name in ("before_quantization", "quantized", "ttt_lr0", "ttt"):
         assert shared[name]["targets"] == alone[name]["targets"]
@@ -53,10 +54,9 @@ def test_ranks_whose_clocks_differ_do_the_same_in_every_step(data: Path, tmp_pat
         ttt={"enabled": False},
         ranks={"check_every_steps": 10},
     )
-    script = Path(__file__).with_name("rank_log.py")
-    command = [sys.executable, script, tmp_path, "fit", "--config", recipe]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=script.parents[2])
-    assert done.returncode == 0, done.stderr
+    program = Program(rank_log.run, tmp_path, "fit", "--config", recipe, folder=tmp_path, ranks=2)
+    _, errors = program.communicate(timeout=240)
+    assert program.returncode == 0, errors
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert first["steps"] == second["steps"]  # as many, and alike
     assert second["clock_s"] > 1.5 * first["clock_s"]
@@ -66,26 +66,20 @@ def test_ranks_whose_clocks_differ_do_the_same_in_every_step(data: Path, tmp_pat
     assert rates[-1] < 0.5 * rates[0]
 
 
-UNLIKE = """
-import os, sys
-from golf_lightning.__main__ import end_process, main
-
-recipe, option, *values = sys.argv[1:]
-value = values[int(os.environ["RANK"])]
-end_process(main(["fit", "--config", recipe, "--trainer.devices", "2", option, value]))
-"""
+def unlike(arguments: list[str]) -> int:
+    """A fit whose last option has another value on each rank."""
+    recipe, option, *values = arguments
+    value = values[int(os.environ.get("LOCAL_RANK", 0))]
+    return main(["fit", "--config", recipe, "--trainer.devices", "2", option, value])
 
 
 @pytest.mark.parametrize(
-    "unlike", [("--model.gpt.mlp_width", "32", "48"), ("--data.shuffle_seed", "1", "2")], ids=["model", "data"]
+    "options", [("--model.gpt.mlp_width", "32", "48"), ("--data.shuffle_seed", "1", "2")], ids=["model", "data"]
 )
-def test_ranks_that_differ_are_refused_at_the_start(data: Path, tmp_path: Path, unlike: tuple[str, ...]) -> None:
-    (tmp_path / "unlike.py").write_text(UNLIKE)
+def test_ranks_that_differ_are_refused_at_the_start(data: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
     recipe = write_recipe(tmp_path, data)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*command, tmp_path / "unlike.py", recipe, *unlike], capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode != 0
-    assert "error: The model's or the data's configuration" in done.stderr
+    program = Program(unlike, recipe, *options, folder=tmp_path, ranks=2)
+    _, errors = program.communicate(timeout=120)
+    assert program.returncode != 0
+    assert "error: The model's or the data's configuration" in errors
     assert not list((tmp_path / "runs").rglob("config.yaml"))

@@ -9,7 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from small_run import golf, start_golf, write_recipe
+from programs import Program, start_golf
+from small_run import golf, write_recipe
+
+from golf_lightning import stages
+from golf_lightning.__main__ import main
 
 ENDLESS = {"trainer": {"max_steps": -1}, "clock": {"budget_s": 600.0, "reserve_s": 10.0}}
 
@@ -26,7 +30,7 @@ def test_a_signal_during_training_saves_and_stops(
     data: Path, tmp_path: Path, number: signal.Signals, status: int
 ) -> None:
     recipe = write_recipe(tmp_path, data, **ENDLESS)
-    process = start_golf("fit", "--config", recipe)
+    process = start_golf("fit", "--config", recipe, folder=tmp_path)
     wait_for_line(process, "step")
     process.send_signal(number)
     output, errors = process.communicate(timeout=60)
@@ -39,7 +43,8 @@ def test_a_signal_during_training_saves_and_stops(
     assert not (run / "artifact.golf").exists()
     assert golf("report", run) == 0
     assert f"The run is not whole: stopped by {number.name}" in (run / "report.html").read_text()
-    assert golf("fit", "--config", recipe, "--ckpt_path", checkpoint, "--clock.budget_s", 12) == 0
+    more = torch.load(checkpoint, weights_only=True)["global_step"] + 2
+    assert golf("fit", "--config", recipe, "--ckpt_path", checkpoint, "--trainer.max_steps", more) == 0
     assert (run / "artifact.golf").is_file()
 
 
@@ -53,7 +58,7 @@ def children(process: Any) -> list[int]:
 def test_sigterm_to_one_rank_or_all_saves_and_stops_all(data: Path, tmp_path: Path, to: str) -> None:
     trainer = {"max_steps": -1, "devices": 2}
     recipe = write_recipe(tmp_path, data, **(ENDLESS | {"trainer": trainer}), console={"every_steps": 4})
-    process = start_golf("fit", "--config", recipe)
+    process = start_golf("fit", "--config", recipe, folder=tmp_path, ranks=2)
     wait_for_line(process, "step")
     (other,) = children(process)
     for pid in {"rank 0": [process.pid], "rank 1": [other], "all": [process.pid, other]}[to]:
@@ -70,12 +75,22 @@ def test_sigterm_to_one_rank_or_all_saves_and_stops_all(data: Path, tmp_path: Pa
     assert not alive
 
 
+def tell_when_scoring_begins(arguments: list[str]) -> int:
+    score = stages.score_documents
+
+    def told(*values: Any, **named: Any) -> Any:
+        print("scoring", flush=True)
+        return score(*values, **named)
+
+    stages.score_documents = told  # type: ignore[assignment]
+    return main(arguments)
+
+
 def test_ctrl_c_during_scoring_keeps_checkpoint_and_artifact(data: Path, tmp_path: Path) -> None:
     slow = {"ttt": {"chunk": 2, "slots": 1, "adapters": {"rank": 64}}, "ttt_baseline": False}
     recipe = write_recipe(tmp_path, data, model=slow)
-    process = start_golf("fit", "--config", recipe)
-    wait_for_line(process, "wrote")
-    time.sleep(0.5)
+    process = Program(tell_when_scoring_begins, "fit", "--config", recipe, folder=tmp_path)
+    wait_for_line(process, "scoring")
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors

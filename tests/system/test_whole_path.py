@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from small_run import golf, start_golf, write_recipe
+from small_run import golf, golf_alone, write_recipe
 
 from golf_lightning.data.manifest import Manifest
 
@@ -83,13 +83,12 @@ def test_a_fresh_process_scores_the_artifact_without_the_training_data(
     for shard in alone.glob("fineweb_train_*.bin"):
         shard.unlink()
     recipe = write_recipe(tmp_path, alone)
-    process = start_golf("test", "--config", recipe, "--ckpt_path", finished / "artifact.golf")
-    output, errors = process.communicate(timeout=240)
-    assert process.returncode == 0, errors
+    done = golf_alone("test", "--config", recipe, "--ckpt_path", finished / "artifact.golf")
+    assert done.returncode == 0, done.stderr
     ours, theirs = scores(finished / "result.json"), scores(tmp_path / "runs" / "small" / "test.json")
     assert theirs["ttt"]["nats"] == ours["ttt"]["nats"]
     assert theirs["ttt_lr0"]["nats"] == ours["ttt_lr0"]["nats"]
-    assert "after TTT" in output
+    assert "after TTT" in done.stdout
 
 
 def test_validate_scores_checkpoint_and_artifact_without_adaptation(finished: Path, data: Path, tmp_path: Path) -> None:
