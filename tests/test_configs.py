@@ -86,7 +86,6 @@ def test_the_record_and_its_successor_differ_where_the_recipe_says() -> None:
         "model.optimizer.embedding_wd": (0.095, 0.085),
         "model.optimizer.warmdown_fraction": (0.667, 0.72),
         "model.export.rate": ("fixed", "budget"),
-        "model.export.coder": ("brotli", "rans"),
         "model.export.quantization.trellis": (False, True),
         "model.export.quantization.vector_bits": (10, 6),
         "model.ttt.mode": ("exact", "cached"),

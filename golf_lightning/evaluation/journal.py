@@ -25,7 +25,7 @@ def fingerprint(model: GPT, stream: DocumentStream, config: TTTConfig) -> str:
     digest.update(repr((settings, model.config.to_dict(), model.recurrent, str(model.compute_dtype))).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     digest.update(np.ascontiguousarray(stream.tokens[: stream.total_targets + 1]).tobytes())
     return digest.hexdigest()
 

@@ -74,4 +74,5 @@ def main(path: str, data: bytes) -> None:
 
 
 if __name__ == "__main__":
+    os.nice(19)  # a training run does not wait for it
     main(sys.argv[1], sys.stdin.buffer.read())

@@ -55,6 +55,16 @@ def test_finished_documents_are_not_scored_again(tmp_path):
     assert fresh == set(range(len(LENGTHS))) - known
 
 
+@pytest.mark.parametrize("lanes", ["none", "isolated", "crossed"])
+def test_every_weight_counts(lanes):
+    model = small_gpt(lanes=lanes)
+    known = {identity(model)}
+    for parameter in model.parameters():
+        parameter.data.view(-1)[-1] += 1.0
+        known.add(identity(model))
+    assert len(known) == 1 + len(list(model.parameters()))
+
+
 def test_what_is_written_is_what_was_finished(tmp_path):
     scores = score(small_gpt(), small_split(), small_config(), journal=Journal(tmp_path, 0, 1, identity()))
     held = json.loads((tmp_path / "rank0.json").read_text())["documents"]
