@@ -15,6 +15,7 @@ from golf_lightning.errors import GolfError
 from golf_lightning.evaluation.config import TTTConfig
 from golf_lightning.evaluation.documents import DocumentStream
 from golf_lightning.evaluation.scores import DocumentScores
+from golf_lightning.evaluation.shapes import window_plan
 from golf_lightning.model.gpt import GPT
 
 # N tokens of a split; target i of it is token i + 1
@@ -96,11 +97,14 @@ class Subject:
         return DocumentStream(self.tokens, bos_id=BOS)
 
     def score(self, tokens: Tokens | None = None, config: TTTConfig | None = None) -> DocumentScores:
-        """Score a split, the small one unless another is given."""
+        """Score a split, the small one unless another is given, with no more room than it needs."""
         stream = DocumentStream(self.tokens if tokens is None else tokens, bos_id=BOS)
-        return self.scorer(
-            self.model, stream, config or self.config, token_bytes=self.token_bytes, keep_target_nats=True
-        )
+        config = config or self.config
+        # A GPU warms up for all slots and rows that there are, which takes seconds, and a few documents need few.
+        slots = min(config.slots, len(stream))
+        rows = max(config.window, min(config.rows, slots * window_plan(config).window_rows))
+        config = dataclasses.replace(config, slots=slots, rows=rows)
+        return self.scorer(self.model, stream, config, token_bytes=self.token_bytes, keep_target_nats=True)
 
     def nats(self, tokens: Tokens | None = None, config: TTTConfig | None = None) -> Tensor:
         """Nats of each target of a split, ``[N - 1]`` float64 on the CPU.

@@ -179,3 +179,26 @@ def test_the_sample_holds_beginnings_of_documents(documents):
     assert np.array_equal(parts[0], wholes[0][: len(parts[0])])
     assert np.array_equal(parts[-1], wholes[-1][: len(parts[-1])])
     assert max(map(len, parts)) == 9
+
+
+@pytest.mark.parametrize("mode", ["exact", "cached"])
+def test_a_small_split_is_scored_in_a_small_room(mode):
+    """A GPU warms up for every slot and row that there are, once for each of the many scores."""
+    rooms = []
+
+    def scorer(model, stream, config, **options):
+        rooms.append((config.slots, config.rows))
+        return honest(model, stream, config, **options)
+
+    seen = subject(scorer, mode=mode, slots=64, rows=4096)
+    alike = subject(honest, mode=mode, slots=64, rows=4096)
+    assert torch.equal(seen.nats(), honest_nats(alike))
+    assert rooms == [(4, {"exact": 64, "cached": 32}[mode])]  # of four documents, a window or a chunk each
+
+
+def honest_nats(subject):
+    """With all the room that the settings name."""
+    scores = honest(
+        subject.model, subject.stream, subject.config, token_bytes=subject.token_bytes, keep_target_nats=True
+    )
+    return subject.nats_of(scores)
