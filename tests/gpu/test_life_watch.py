@@ -1,12 +1,11 @@
 """What a rank's own thread does while its GPU's backward pass runs."""
 
-import time
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-from life_work import PATIENCE_S
+from life_work import PATIENCE_S, spin
 
 from golf_lightning.optim.life_watch import LifeWatch
 
@@ -22,9 +21,7 @@ class SlowBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
-        deadline = time.monotonic() + 3 * PATIENCE_S
-        while time.monotonic() < deadline:
-            sum(range(1000))
+        spin(3 * PATIENCE_S)
         return gradient
 
 

@@ -13,6 +13,13 @@ from golf_lightning.optim.life_watch import LifeWatch
 PATIENCE_S = 0.8
 
 
+def spin(seconds: float) -> None:
+    """Use the processor for so long."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        sum(range(1000))
+
+
 def long_work(rank: int, device: str = "cpu") -> list[float]:
     """Three times the patience of computing, then of waiting for a program, on rank 0 alone; the agreed results.
 
@@ -23,9 +30,7 @@ def long_work(rank: int, device: str = "cpu") -> list[float]:
     agreed = []
     for value in (1.0, 2.0):
         if rank == 0 and value == 1.0:
-            deadline = time.monotonic() + 3 * PATIENCE_S
-            while time.monotonic() < deadline:
-                sum(range(1000))
+            spin(3 * PATIENCE_S)
         elif rank == 0:
             subprocess.run([sys.executable, "-c", f"import time; time.sleep({3 * PATIENCE_S})"], check=True)
         tensor = torch.tensor(value if rank == 0 else 0.0, device=device)

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch.distributed as dist
-from life_work import PATIENCE_S, long_work
+from life_work import PATIENCE_S, long_work, spin
 from ranks import run_on_ranks
 
 from golf_lightning.optim.life_watch import LifeWatch
@@ -30,12 +30,6 @@ def first_verdict(work: Callable[[], object], wait_s: float, store: dist.Store |
     threading.Thread(target=live, daemon=True).start()
     ended.wait(wait_s)
     return "".join(said)
-
-
-def spin(seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        sum(range(1000))
 
 
 def test_a_rank_that_sleeps_says_where() -> None:
