@@ -86,19 +86,11 @@ def _mix_shapes(
 
 
 @mix_op.register_kernel("cuda")
-def _mix_on_gpu(
-    streams: Sequence[Tensor],
-    weights: Tensor,
-    places: Sequence[int],
-    columns: int,
-    uses: Sequence[int],
-    written: Sequence[bool],
-    scales: Sequence[float],
-) -> list[Tensor]:
+def _mix_on_gpu(streams: Sequence[Tensor], weights: Tensor, *plan: Any) -> list[Tensor]:
     from golf_lightning.kernels.triton_mixing import launch_mix
 
-    plan = places, columns, uses, written, scales
-    return launch_mix([x.contiguous() for x in streams], weights.contiguous(), *plan, NORM_EPS)
+    plan += (NORM_EPS,)
+    return launch_mix([x.contiguous() for x in streams], weights.contiguous(), *plan)
 
 
 @torch.library.custom_op("golf::mix_backward", mutates_args=())
@@ -171,22 +163,13 @@ def _programs(streams: Sequence[Tensor], columns: int, uses: Sequence[int]) -> t
 
 @mix_backward_op.register_kernel("cuda")
 def _mix_backward_on_gpu(
-    grads: Sequence[Tensor],
-    streams: Sequence[Tensor],
-    weights: Tensor,
-    places: Sequence[int],
-    columns: int,
-    uses: Sequence[int],
-    written: Sequence[bool],
-    scales: Sequence[float],
-    again: int,
+    grads: Sequence[Tensor], streams: Sequence[Tensor], weights: Tensor, *plan: Any
 ) -> list[Tensor]:
     from golf_lightning.kernels.triton_mixing import launch_mix_backward
 
     grads, streams = ([x.contiguous() for x in xs] for xs in (grads, streams))
-    plan = places, columns, uses, written, scales
-    programs = _programs(streams, columns, uses)
-    return launch_mix_backward(grads, streams, weights.contiguous(), *plan, again, NORM_EPS, *programs)
+    plan += NORM_EPS, *_programs(streams, plan[1], plan[2])
+    return launch_mix_backward(grads, streams, weights.contiguous(), *plan)
 
 
 def fused_mix(weights: Tensor, plan: Plan, again: int, streams: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -63,25 +63,17 @@ def _load_values(streams, weights, at, inside, VALUES: tl.constexpr, OWNERS: tl.
 
 
 @triton.jit
-def _load_numbers(weights_ptr, PLACES: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr):
-    numbers = ()
-    for n in tl.static_range(len(PLACES)):
-        if PLACES[n] >= COLUMNS:
-            numbers = numbers + (tl.load(weights_ptr + COLUMNS * (WIDTH - 1) + PLACES[n]).to(tl.float32),)
-        else:
-            numbers = numbers + (1.0,)
-    return numbers
-
-
-@triton.jit
-def _load_columns(numbers, weights_ptr, column, PLACES: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr):
+def _load_weights(weights_ptr, column, PLACES: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr):
     weights = ()
     for n in tl.static_range(len(PLACES)):
-        if PLACES[n] >= 0 and PLACES[n] < COLUMNS:
-            to = weights_ptr + PLACES[n] * WIDTH + column[None, :]
-            weights = weights + (tl.load(to, mask=(column < WIDTH)[None, :], other=0.0).to(tl.float32),)
+        if PLACES[n] < 0:
+            weights = weights + (1.0,)
+        elif PLACES[n] < COLUMNS:
+            at = PLACES[n] * WIDTH + column[None, :]
+            inside = (column < WIDTH)[None, :]
+            weights = weights + (tl.load(weights_ptr + at, mask=inside, other=0.0).to(tl.float32),)
         else:
-            weights = weights + (numbers[n],)
+            weights = weights + (tl.load(weights_ptr + COLUMNS * (WIDTH - 1) + PLACES[n]).to(tl.float32),)
     return weights
 
 
@@ -96,8 +88,7 @@ def _mix_kernel(
     column = tl.arange(0, PADDED)
     inside = (row < tokens) & (column < WIDTH)[None, :]
     at = row * WIDTH + column[None, :]
-    numbers = _load_numbers(weights_ptr, PLACES, COLUMNS, WIDTH)
-    weights = _load_columns(numbers, weights_ptr, column, PLACES, COLUMNS, WIDTH)
+    weights = _load_weights(weights_ptr, column, PLACES, COLUMNS, WIDTH)
     values = _load_values(streams, weights, at, inside, VALUES, OWNERS, len(WRITTEN))
     for j in tl.static_range(len(WRITTEN)):
         total = values[len(streams) + j]
@@ -122,7 +113,6 @@ def _mix_backward_kernel(
     # Columns that a thread holds side by side.
     SIDE: tl.constexpr = 8 if PADDED >= 8 else PADDED
     column = tl.arange(0, PADDED)
-    numbers = _load_numbers(weights_ptr, PLACES, COLUMNS, WIDTH)
     parts = ()
     for p in tl.static_range(GIVEN):
         parts = parts + (tl.zeros((ROWS, PADDED if p < COLUMNS else PADDED // SIDE), dtype=tl.float32),)
@@ -135,7 +125,7 @@ def _mix_backward_kernel(
         for k in tl.static_range(len(grads) - (AGAIN >= 0)):
             given = given + (tl.load(grads[k] + at, mask=inside, other=0.0),)
         # Read again for every row: registers are scarcer here than the nearest cache.
-        weights = _load_columns(numbers, weights_ptr, column, PLACES, COLUMNS, WIDTH)
+        weights = _load_weights(weights_ptr, column, PLACES, COLUMNS, WIDTH)
         values = _load_values(streams, weights, at, inside, VALUES, OWNERS, J)
         # The gradient through a norm is one number a row times what is given, less another times the sum.
         gains = ()
