@@ -104,7 +104,7 @@ def _evaluate(stream: Stream, done: list[tuple[Stream, Tensor]]) -> Tensor:
 
 
 def _weighted(weight: Tensor | float, x_TD: Tensor) -> Tensor:
-    return x_TD if isinstance(weight, float) and weight == 1.0 else x_TD * weight
+    return x_TD if _is_one(weight) else x_TD * weight
 
 
 def _joined(wanted: Sequence[Wanted]) -> list[Tensor]:
@@ -133,7 +133,7 @@ def _join(stream: Stream, sums: list[Stream], values: list[Tensor], scale: float
             for (weight, x), known in zip(stream.terms, done, strict=True)
         ]
     streams = [x if isinstance(x, Tensor) else values[_place(sums, x)] for _, x in terms]
-    plain = all(isinstance(weight, float) and weight == 1.0 for weight, _ in terms)
+    plain = all(_is_one(weight) for weight, _ in terms)
     rows = _rows([weight for weight, _ in terms], streams[0])
     weights = None if plain else torch.stack([row.expand(streams[0].shape[1]) for row in rows])
     return join(streams, weights, scale=scale, readers=readers)
@@ -143,8 +143,9 @@ def _fused(wanted: Sequence[Wanted], again_TD: Tensor | None) -> list[Tensor]:
     # A tensor that is wanted as it is needs no sum.
     asked: list[Wanted] = []
     for w in wanted:
-        asked += [Wanted(x, False) for x in _apart(w.stream) if all(x is not known.stream for known in asked)]
-        asked += [w] * (isinstance(w.stream, Blend) or w.scale != 0)
+        asked += [Wanted(x, False) for x in _apart(w.stream) if _place([v.stream for v in asked], x) < 0]
+        if isinstance(w.stream, Blend) or w.scale:
+            asked.append(w)
     sums: list[Stream] = []
     flat: list[list[tuple[Tensor | float, Stream]]] = []
     streams: list[Tensor] = []
@@ -177,12 +178,15 @@ def _fused(wanted: Sequence[Wanted], again_TD: Tensor | None) -> list[Tensor]:
     return results + found
 
 
-def _apart(stream: Stream) -> Iterator[Blend]:
+def _apart(stream: Stream) -> Iterator[Stream]:
     """The blends inside of numbers alone, where taken apart each term would ask for a weight a column of its own."""
     for weight, x in stream.terms if isinstance(stream, Blend) else ():
-        if isinstance(x, Blend):
-            numbers = len(x.terms) > 1 and not any(_per_column(inner) for inner, _ in x.terms)
-            yield from [x] if numbers and _per_column(weight) else _apart(x)
+        numbers = isinstance(x, Blend) and len(x.terms) > 1 and not any(_per_column(inner) for inner, _ in x.terms)
+        yield from [x] if numbers and _per_column(weight) else _apart(x)
+
+
+def _is_one(weight: Tensor | float) -> bool:
+    return isinstance(weight, float) and weight == 1.0
 
 
 def _per_column(weight: Tensor | float) -> bool:
@@ -191,11 +195,11 @@ def _per_column(weight: Tensor | float) -> bool:
 
 def _given(weights: Sequence[Tensor | float], x_TD: Tensor) -> tuple[Tensor, tuple[int, ...], int]:
     """The weights in one row, the place of each there, and how many have a number a column; see :class:`Plan`."""
-    kinds = [2 if isinstance(w, float) and w == 1.0 else 1 - _per_column(w) for w in weights]
-    order = sorted((n for n, kind in enumerate(kinds) if kind < 2), key=kinds.__getitem__)
-    rows = _rows([weights[n] for n in order], x_TD)
-    weights_W = torch.cat([row.reshape(-1) for row in rows]) if rows else x_TD.new_empty(0)
-    return weights_W, tuple(order.index(n) if n in order else -1 for n in range(len(kinds))), kinds.count(0)
+    order = sorted(range(len(weights)), key=lambda n: not _per_column(weights[n]))
+    order = [n for n in order if not _is_one(weights[n])]
+    rows = [row.reshape(-1) for row in _rows([weights[n] for n in order], x_TD)]
+    places = tuple(order.index(n) if n in order else -1 for n in range(len(weights)))
+    return torch.cat(rows) if rows else x_TD.new_empty(0), places, sum(map(_per_column, weights))
 
 
 def _rows(weights: Sequence[Tensor | float], x_TD: Tensor) -> list[Tensor]:

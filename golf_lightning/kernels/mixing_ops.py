@@ -125,11 +125,11 @@ def mix_backward_op(
             slope_TD += left.pop()
         for _, value, weight in (term for term in terms if term[0] == j):
             slopes[value] += weight * slope_TD
-    dweights = [values[0].new_empty(0)] * (1 + max(0, *places))
-    for place, (j, value, _) in zip(places, terms, strict=True):
-        if place >= 0:
-            dweight_D = (slopes[len(streams) + j] * values[value]).sum(0)
-            dweights[place] = dweight_D if place < columns else dweight_D.sum(0, keepdim=True)
+    found = {
+        place: (slopes[len(streams) + j] * values[value]).sum(0 if place < columns else (0, 1)).view(-1)
+        for place, (j, value, _) in zip(places, terms, strict=True)
+    }
+    dweights = [values[0].new_empty(0), *(found[place] for place in range(1 + max(places)))]
     return [x.to(streams[0].dtype) for x in slopes[: len(streams)]] + [torch.cat(dweights)[None]]
 
 

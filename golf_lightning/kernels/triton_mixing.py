@@ -127,19 +127,6 @@ def _mix_backward_kernel(
         # Read again for every row: registers are scarcer here than the nearest cache.
         weights = _load_weights(weights_ptr, column, PLACES, COLUMNS, WIDTH)
         values = _load_values(streams, weights, at, inside, VALUES, OWNERS, J)
-        # The gradient through a norm is one number a row times what is given, less another times the sum.
-        gains = ()
-        losses = ()
-        for j in tl.static_range(J):
-            if NORMED[j] >= 0:
-                total = values[K + j]
-                square, along = tl.split(tl.sum(tl.join(total * total, given[NORMED[j]].to(tl.float32) * total), 1))
-                inverse = tl.rsqrt(square / WIDTH + eps)
-                gains = gains + ((scales[j] * inverse)[:, None],)
-                losses = losses + ((scales[j] * inverse * inverse * inverse * along / WIDTH)[:, None],)
-            else:
-                gains = gains + (0.0,)
-                losses = losses + (0.0,)
         # Gradients of the sums, the last one first: a sum may be part of later ones.
         slopes = ()
         for i in tl.static_range(J):
@@ -147,8 +134,15 @@ def _mix_backward_kernel(
             if WRITTEN[J - 1 - i] >= 0:
                 slope += given[WRITTEN[J - 1 - i]].to(tl.float32)
             if NORMED[J - 1 - i] >= 0:
-                slope += gains[J - 1 - i] * given[NORMED[J - 1 - i]].to(tl.float32)
-                slope -= losses[J - 1 - i] * values[K + J - 1 - i]
+                total = values[K + J - 1 - i]
+                g = given[NORMED[J - 1 - i]].to(tl.float32)
+                square, along = tl.split(tl.sum(tl.join(total * total, g * total), 1))
+                inverse = tl.rsqrt(square / WIDTH + eps)
+                along *= inverse * inverse / WIDTH
+                inverse *= scales[J - 1 - i]
+                # Apart, for that is a multiply-add each.
+                slope += inverse[:, None] * g
+                slope -= (inverse * along)[:, None] * total
             for n in tl.static_range(N):
                 if VALUES[n] == K + J - 1 - i:
                     slope += weights[n] * slopes[J - 1 - OWNERS[n]]
