@@ -1,7 +1,7 @@
 """Triton kernels of weighted sums of streams and their norms; imported only where they run."""
 
 # Triton takes the types of a kernel's arguments from the call, and its tuples grow while a kernel is traced.
-# mypy: disable-error-code="no-untyped-def, assignment, misc"
+# mypy: disable-error-code="no-untyped-def, assignment, misc, var-annotated"
 
 from collections.abc import Sequence
 from typing import NamedTuple
