@@ -6,7 +6,7 @@ weights are summed over tokens while the rows are at hand.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -104,7 +104,7 @@ def _evaluate(stream: Stream, done: list[tuple[Stream, Tensor]]) -> Tensor:
 
 
 def _weighted(weight: Tensor | float, x_TD: Tensor) -> Tensor:
-    return x_TD if isinstance(weight, float) and weight == 1.0 else x_TD * weight
+    return x_TD if _is_one(weight) else x_TD * weight
 
 
 def _joined(wanted: Sequence[Wanted]) -> list[Tensor]:
@@ -133,14 +133,19 @@ def _join(stream: Stream, sums: list[Stream], values: list[Tensor], scale: float
             for (weight, x), known in zip(stream.terms, done, strict=True)
         ]
     streams = [x if isinstance(x, Tensor) else values[_place(sums, x)] for _, x in terms]
-    plain = all(isinstance(weight, float) and weight == 1.0 for weight, _ in terms)
-    weights = None if plain else _stack([weight for weight, _ in terms], streams[0])
+    plain = all(_is_one(weight) for weight, _ in terms)
+    rows = _rows([weight for weight, _ in terms], streams[0])
+    weights = None if plain else torch.stack([row.expand(streams[0].shape[1]) for row in rows])
     return join(streams, weights, scale=scale, readers=readers)
 
 
 def _fused(wanted: Sequence[Wanted], again_TD: Tensor | None) -> list[Tensor]:
     # A tensor that is wanted as it is needs no sum.
-    asked = [w for w in wanted if isinstance(w.stream, Blend) or w.scale]
+    asked: list[Wanted] = []
+    for w in wanted:
+        asked += [Wanted(x, False) for x in _apart(w.stream) if _place([v.stream for v in asked], x) < 0]
+        if isinstance(w.stream, Blend) or w.scale:
+            asked.append(w)
     sums: list[Stream] = []
     flat: list[list[tuple[Tensor | float, Stream]]] = []
     streams: list[Tensor] = []
@@ -153,17 +158,17 @@ def _fused(wanted: Sequence[Wanted], again_TD: Tensor | None) -> list[Tensor]:
     weights: list[Tensor | float] = []
     uses: list[int] = []
     for terms in flat:
-        places = [_place([*streams, *sums], x) for _, x in terms]
-        for value in sorted(set(places)):
+        values = [_place([*streams, *sums], x) for _, x in terms]
+        for value in sorted(set(values)):
             # A stream that comes twice, as the embedding does in the first layer, is read once.
-            same = [weight for (weight, _), place in zip(terms, places, strict=True) if place == value]
+            same = [weight for (weight, _), place in zip(terms, values, strict=True) if place == value]
             weights.append(same[0] if len(same) == 1 else same[0] + same[1])
-        uses.append(sum(1 << value for value in set(places)))
-    plan = Plan(
-        tuple(uses), tuple(w.written and isinstance(w.stream, Blend) for w in asked), tuple(w.scale for w in asked)
-    )
+        uses.append(sum(1 << value for value in set(values)))
+    weights_W, places, columns = _given(weights, streams[0])
+    needed = tuple(w.written and isinstance(w.stream, Blend) for w in asked)
+    plan = Plan(places, columns, tuple(uses), needed, tuple(w.scale for w in asked))
     again = -1 if again_TD is None else _place(streams, again_TD)
-    found = list(fused_mix(_stack(weights, streams[0]), plan, again, streams))
+    found = list(fused_mix(weights_W, plan, again, streams))
     results: list[Tensor] = []
     for stream, written, scale, readers in wanted:
         if written:
@@ -173,11 +178,34 @@ def _fused(wanted: Sequence[Wanted], again_TD: Tensor | None) -> list[Tensor]:
     return results + found
 
 
-def _stack(weights: Sequence[Tensor | float], x_TD: Tensor) -> Tensor:
+def _apart(stream: Stream) -> Iterator[Stream]:
+    """The blends inside of numbers alone, where taken apart each term would ask for a weight a column of its own."""
+    for weight, x in stream.terms if isinstance(stream, Blend) else ():
+        numbers = isinstance(x, Blend) and len(x.terms) > 1 and not any(_per_column(inner) for inner, _ in x.terms)
+        yield from [x] if numbers and _per_column(weight) else _apart(x)
+
+
+def _is_one(weight: Tensor | float) -> bool:
+    return isinstance(weight, float) and weight == 1.0
+
+
+def _per_column(weight: Tensor | float) -> bool:
+    return isinstance(weight, Tensor) and weight.dim() > 0
+
+
+def _given(weights: Sequence[Tensor | float], x_TD: Tensor) -> tuple[Tensor, tuple[int, ...], int]:
+    """The weights in one row, the place of each there, and how many have a number a column; see :class:`Plan`."""
+    order = sorted(range(len(weights)), key=lambda n: not _per_column(weights[n]))
+    order = [n for n in order if not _is_one(weights[n])]
+    rows = [row.reshape(-1) for row in _rows([weights[n] for n in order], x_TD)]
+    places = tuple(order.index(n) if n in order else -1 for n in range(len(weights)))
+    return torch.cat(rows) if rows else x_TD.new_empty(0), places, sum(map(_per_column, weights))
+
+
+def _rows(weights: Sequence[Tensor | float], x_TD: Tensor) -> list[Tensor]:
     dtypes = [weight.dtype for weight in weights if isinstance(weight, Tensor)]
     dtype = functools.reduce(torch.promote_types, dtypes, x_TD.dtype)
-    rows = [w.to(dtype) if isinstance(w, Tensor) else x_TD.new_full((), w, dtype=dtype) for w in weights]
-    return torch.stack([row.expand(x_TD.shape[1]) for row in rows])
+    return [w.to(dtype) if isinstance(w, Tensor) else x_TD.new_full((), w, dtype=dtype) for w in weights]
 
 
 def _flatten(blend: Blend, sums: list[Stream]) -> list[tuple[Tensor | float, Stream]]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from golf_lightning.kernels.heads import NORM_EPS
 
-# T tokens, D width, N weights, P parts of a sum
+# T tokens, D width, W all numbers of the weights, P parts of a sum
 
 
 def wide(x: Tensor) -> Tensor:
@@ -19,33 +19,49 @@ def wide(x: Tensor) -> Tensor:
 class Plan(NamedTuple):
     """Which sums to form. Values are the streams in order, then the sums.
 
+    The weights are those of the first sum, then of the next. They are given in one row ``[W]``: first those with a
+    number a column, then those of one number; a weight of 1 is not given.
+
     Attributes:
+        places: for each weight its place among those given; -1 for a weight of 1.
+        columns: how many of those given have a number a column.
         uses: for each sum a mask of the values in it.
         written: for each sum whether its values are results.
         scales: for each sum the factor of its norm; 0 where that is no result.
     """
 
+    places: tuple[int, ...]
+    columns: int
     uses: tuple[int, ...]
     written: tuple[bool, ...]
     scales: tuple[float, ...]
 
 
-def _sums(streams: Sequence[Tensor], weights_ND: Tensor, uses: Sequence[int]) -> tuple[list[Tensor], list[list[int]]]:
-    """All values in at least float32, and the values that each sum takes."""
-    values, terms, row = [wide(x) for x in streams], [], 0
-    for mask in uses:
-        terms.append([value for value in range(len(values)) if mask >> value & 1])
-        values.append(sum(weights_ND[row + n] * values[value] for n, value in enumerate(terms[-1])))  # type: ignore[arg-type]
-        row += len(terms[-1])
+def _sums(
+    streams: Sequence[Tensor], weights_W: Tensor, places: Sequence[int], columns: int, uses: Sequence[int]
+) -> tuple[list[Tensor], list[tuple[int, int, Tensor | float]]]:
+    """All values in at least float32; of each weight its sum, the value it multiplies, and itself."""
+    values, terms = [wide(x) for x in streams], []
+    width, left = streams[0].shape[1], list(places)
+    rows = [*weights_W[: columns * width].view(columns, width), *weights_W[columns * width :], 1.0]
+    for j, mask in enumerate(uses):
+        terms += [(j, value, rows[left.pop(0)]) for value in range(len(values)) if mask >> value & 1]
+        values.append(sum(weight * values[value] for n, value, weight in terms if n == j))
     return values, terms
 
 
 @torch.library.custom_op("golf::mix", mutates_args=())
 def mix_op(
-    streams: Sequence[Tensor], weights_ND: Tensor, uses: Sequence[int], written: Sequence[bool], scales: Sequence[float]
+    streams: Sequence[Tensor],
+    weights_W: Tensor,
+    places: Sequence[int],
+    columns: int,
+    uses: Sequence[int],
+    written: Sequence[bool],
+    scales: Sequence[float],
 ) -> list[Tensor]:
-    """See ``mix`` of the facade and :class:`Plan`; the weights are those of the first sum, then of the next."""
-    values, _ = _sums(streams, weights_ND, uses)
+    """See ``mix`` of the facade and :class:`Plan`."""
+    values, _ = _sums(streams, weights_W, places, columns, uses)
     results = []
     for total_TD, wanted, scale in zip(values[len(streams) :], written, scales, strict=True):
         results += [total_TD] * wanted
@@ -57,41 +73,48 @@ def mix_op(
 
 @mix_op.register_fake
 def _mix_shapes(
-    streams: Sequence[Tensor], weights: Tensor, uses: Sequence[int], written: Sequence[bool], scales: Sequence[float]
+    streams: Sequence[Tensor],
+    weights: Tensor,
+    places: Sequence[int],
+    columns: int,
+    uses: Sequence[int],
+    written: Sequence[bool],
+    scales: Sequence[float],
 ) -> list[Tensor]:
     x = streams[0]
     return [x.new_empty(x.shape) for _ in range(sum(written) + sum(scale != 0 for scale in scales))]
 
 
 @mix_op.register_kernel("cuda")
-def _mix_on_gpu(
-    streams: Sequence[Tensor], weights: Tensor, uses: Sequence[int], written: Sequence[bool], scales: Sequence[float]
-) -> list[Tensor]:
+def _mix_on_gpu(streams: Sequence[Tensor], weights: Tensor, *plan: Any) -> list[Tensor]:
     from golf_lightning.kernels.triton_mixing import launch_mix
 
-    return launch_mix([x.contiguous() for x in streams], weights.contiguous(), uses, written, scales, NORM_EPS)
+    plan += (NORM_EPS,)
+    return launch_mix([x.contiguous() for x in streams], weights.contiguous(), *plan)
 
 
 @torch.library.custom_op("golf::mix_backward", mutates_args=())
 def mix_backward_op(
     grads: Sequence[Tensor],
     streams: Sequence[Tensor],
-    weights_ND: Tensor,
+    weights_W: Tensor,
+    places: Sequence[int],
+    columns: int,
     uses: Sequence[int],
     written: Sequence[bool],
     scales: Sequence[float],
     again: int,
 ) -> list[Tensor]:
-    """Gradients of the streams, and last that of the weights in parts to be added up ``[P, N, D]``, at least float32.
+    """Gradients of the streams, and last that of the weights in parts to be added up ``[P, W]``, at least float32.
 
     ``grads`` are those of the results, in their order, and last one to add to that of the stream ``again``, if not -1.
     """
-    values, terms = _sums(streams, weights_ND, uses)
+    values, terms = _sums(streams, weights_W, places, columns, uses)
     slopes = [torch.zeros_like(value) for value in values]
     if again >= 0:
         slopes[again] += grads[-1]
         grads = grads[:-1]
-    left, dweights, row = list(grads), [], weights_ND.shape[0]
+    left = list(grads)
     for j in reversed(range(len(uses))):
         total_TD, slope_TD = values[len(streams) + j], slopes[len(streams) + j]
         if scales[j]:
@@ -100,12 +123,14 @@ def mix_backward_op(
             slope_TD += inverse * (g_TD - unit_TD * (g_TD * unit_TD).mean(-1, keepdim=True))
         if written[j]:
             slope_TD += left.pop()
-        row -= len(terms[j])
-        for n, value in enumerate(terms[j]):
-            dweights.append((row + n, (slope_TD * values[value]).sum(0)))
-            slopes[value] += weights_ND[row + n] * slope_TD
-    rows = [dweight for _, dweight in sorted(dweights, key=lambda pair: pair[0])]
-    return [x.to(streams[0].dtype) for x in slopes[: len(streams)]] + [torch.stack(rows)[None]]
+        for _, value, weight in (term for term in terms if term[0] == j):
+            slopes[value] += weight * slope_TD
+    found = {
+        place: (slopes[len(streams) + j] * values[value]).sum(0 if place < columns else (0, 1)).view(-1)
+        for place, (j, value, _) in zip(places, terms, strict=True)
+    }
+    dweights = [values[0].new_empty(0), *(found[place] for place in range(1 + max(places)))]
+    return [x.to(streams[0].dtype) for x in slopes[: len(streams)]] + [torch.cat(dweights)[None]]
 
 
 @mix_backward_op.register_fake
@@ -113,37 +138,38 @@ def _mix_backward_shapes(
     grads: Sequence[Tensor],
     streams: Sequence[Tensor],
     weights: Tensor,
+    places: Sequence[int],
+    columns: int,
     uses: Sequence[int],
     written: Sequence[bool],
     scales: Sequence[float],
     again: int,
 ) -> list[Tensor]:
     x = streams[0]
-    parts = _programs(weights, x) if x.device.type == "cuda" else 1
+    parts = _programs(streams, columns, uses)[0] if x.device.type == "cuda" else 1
     wide = torch.promote_types(x.dtype, torch.float32)
     return [x.new_empty(x.shape) for x in streams] + [x.new_empty(parts, *weights.shape, dtype=wide)]
 
 
-def _programs(weights_ND: Tensor, x_TD: Tensor) -> int:
-    """Programs of the backward kernel: as many as 132 multiprocessors hold at once, by the weights in registers."""
-    return min(132 * {5: 6}.get(weights_ND.shape[0], 8 if weights_ND.shape[0] < 5 else 4), x_TD.shape[0])
+def _programs(streams: Sequence[Tensor], columns: int, uses: Sequence[int]) -> tuple[int, int]:
+    """Programs of the backward kernel, as many as 132 multiprocessors hold at once, and rows that one takes at a time.
+
+    By registers, as compiled: every value takes some, and every weight a column with its gradient.
+    """
+    held = len(streams) + len(uses) + columns
+    rows = 4 if held < 6 else 2 if held < 11 and columns < 3 else 1
+    return min(132 * {4: 8, 2: 4}.get(rows, 1024 // (30 + 13 * held)), streams[0].shape[0]), rows
 
 
 @mix_backward_op.register_kernel("cuda")
 def _mix_backward_on_gpu(
-    grads: Sequence[Tensor],
-    streams: Sequence[Tensor],
-    weights: Tensor,
-    uses: Sequence[int],
-    written: Sequence[bool],
-    scales: Sequence[float],
-    again: int,
+    grads: Sequence[Tensor], streams: Sequence[Tensor], weights: Tensor, *plan: Any
 ) -> list[Tensor]:
     from golf_lightning.kernels.triton_mixing import launch_mix_backward
 
     grads, streams = ([x.contiguous() for x in xs] for xs in (grads, streams))
-    programs = _programs(weights, streams[0])
-    return launch_mix_backward(grads, streams, weights.contiguous(), uses, written, scales, again, NORM_EPS, programs)
+    plan += NORM_EPS, *_programs(streams, plan[1], plan[2])
+    return launch_mix_backward(grads, streams, weights.contiguous(), *plan)
 
 
 def fused_mix(weights: Tensor, plan: Plan, again: int, streams: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -17,6 +17,7 @@ from torch._inductor.utils import run_fw_bw_and_get_code
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from golf_lightning.errors import GolfError
+from golf_lightning.kernels import mixing
 from golf_lightning.kernels.backend import choose_kernels
 from golf_lightning.kernels.cross_entropy import IGNORED, head_nll, loss_and_gradient, softcapped_nll
 from golf_lightning.kernels.heads import (
@@ -186,11 +187,25 @@ def two_lanes(x: list[Tensor], w: Tensor) -> list[Wanted]:
     return [Wanted(gated, True), Wanted(entered, False, 0.7), Wanted(joined[1], True, 0.3)]
 
 
+def two_lanes_of_numbers(x: list[Tensor], w: Tensor) -> list[Wanted]:
+    joined = [Blend(((w[n, 0], x[n]), (w[n, 1], x[2]), (1.0, x[3]))) for n in range(2)]
+    gated = Blend(((w[2], joined[0]), (1 - w[2], Blend(((w[3], x[4]),)))))
+    entered = Blend(((w[4], gated), (w[5], x[5])))
+    return [Wanted(gated, True), Wanted(entered, False, 0.7), Wanted(joined[1], True, 0.3)]
+
+
+def entry_of_lanes(x: list[Tensor], w: Tensor) -> list[Wanted]:
+    lane = Blend(((0.5, x[0]), (w[0, 0], x[1])))
+    return [Wanted(Blend(((w[1], Blend(((w[2], lane), (w[3], x[2])))), (w[4], lane))), True, 0.7), Wanted(lane, True)]
+
+
 def plain_tensors(x: list[Tensor], w: Tensor) -> list[Wanted]:
     return [Wanted(x[0], True), Wanted(Blend(((0.5, x[0]), (w[0], x[0]))), False, 0.6), Wanted(x[1], True, 0.3)]
 
 
-MIXTURES = pytest.mark.parametrize("mixture", [entry, entry_after_skip, two_lanes, plain_tensors])
+MIXTURES = pytest.mark.parametrize(
+    "mixture", [entry, entry_after_skip, two_lanes, two_lanes_of_numbers, entry_of_lanes, plain_tensors]
+)
 
 
 @MIXTURES
@@ -204,12 +219,36 @@ def test_fused_mixing_has_the_values_and_gradients_of_the_formula(mixture: Any) 
     torch.testing.assert_close(*results)
 
 
+def plans_of(mixture: Any, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, Any]]:
+    seen: list[tuple[Tensor, Any]] = []
+    apply = mixing.fused_mix
+    monkeypatch.setattr(mixing, "fused_mix", lambda w, plan, *rest: seen.append((w, plan)) or apply(w, plan, *rest))
+    mix(mixture([random(6, 5) for _ in range(6)], random(6, 5)), backend="triton")
+    return seen
+
+
+def test_weights_of_one_number_are_given_as_numbers_and_those_of_one_not_at_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ((weights, plan),) = plans_of(two_lanes_of_numbers, monkeypatch)
+    # A number a column have the gate, the skip, and the entry's two; one of each lane's three terms has the weight 1.
+    assert plan.columns == 4 and weights.shape == (4 * 5 + 4,)
+    assert plan.places == (4, 5, -1, 0, 1, 2, 3, 6, -1, 7)
+
+
+def test_a_tensor_wanted_as_it_is_has_no_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    ((weights, plan),) = plans_of(lambda x, w: [Wanted(x[0], True, 0.3)], monkeypatch)
+    assert weights.shape == (0,) and plan.places == (-1,)
+
+
 def read_by_three(x: list[Tensor], w: Tensor) -> list[Wanted]:
     sum_of_two = Blend(((1.0, x[0]), (1.0, x[3])))
     return [Wanted(sum_of_two, True, 0.7, 3), Wanted(Blend(((w[0], sum_of_two), (0.5, x[2]))), False, 0.6, 2)]
 
 
-@pytest.mark.parametrize("mixture", [entry, entry_after_skip, two_lanes, plain_tensors, read_by_three])
+@pytest.mark.parametrize(
+    "mixture", [entry, entry_after_skip, two_lanes, two_lanes_of_numbers, plain_tensors, read_by_three]
+)
 def test_joining_with_constant_weights_has_the_values_and_gradients_of_the_formula(mixture: Any) -> None:
     inputs, weights = [random(6, 5) for _ in range(6)], torch.randn(6, 5, dtype=torch.float64)
     results = []
@@ -294,8 +333,9 @@ def test_operators_are_declared_correctly() -> None:
     torch.library.opcheck(prepare_backward_op, (q, k, v, v + 1, qkv, cos, sin, gain, BOUNDS))
     torch.library.opcheck(exclude_op, (q, v, BOUNDS, True))
     torch.library.opcheck(exclude_backward_op, (q, q, v, BOUNDS, True))
-    mixing = ([x, x + 1], torch.randn(4, 3), [3, 6], [True, False], [0.7, 0.3])
+    mixing = ([x, x + 1], torch.randn(7), [0, 2, -1, 1], 2, [3, 6], [True, False], [0.7, 0.3])
     torch.library.opcheck(mix_op, mixing)
+    torch.library.opcheck(mix_op, ([x], x.new_empty(0), [-1], 0, [1], [True], [0.7]))
     torch.library.opcheck(norm_op, (x, 0.7))
     torch.library.opcheck(norm_backward_op, (x, x + 1, x - 1, x[:, 0].exp(), 0.7))
     torch.library.opcheck(mix_backward_op, ([x, x + 2, x - 1], *mixing, -1))
@@ -333,10 +373,11 @@ from golf_lightning.model.rotary import rotary_table
 torch.manual_seed(0)
 tiles = triton_mlp.Tiles(16, 32, 16, 4, 2)
 MIXTURES = (
-    (2, [3], [True], [0.7]),
-    (3, [7], [True], [0.7]),
-    (1, [1], [False], [0.7]),
-    (6, [0b11101, 0b1100000, 0b1110], [True, False, True], [0.0, 0.7, 0.3]),
+    (2, [0, 1], 2, [3], [True], [0.7]),
+    (3, [0, -1, 1], 1, [7], [True], [0.7]),
+    (1, [-1], 0, [1], [False], [0.7]),
+    (6, [4, 5, 0, 1, 2, 3, -1, 6, 7], 4, [0b11101, 0b1100000, 0b1110], [True, False, True], [0.0, 0.7, 0.3]),
+    (4, [0, 1, 2, 3], 0, [15], [False], [1.0]),
 )
 for tokens, width, units in ((50, 40, 72), (16, 16, 32), (1, 8, 8)):
     x, up, down, dout = (torch.randn(*s) for s in ((tokens, width), (units, width), (width, units), (tokens, width)))
@@ -374,18 +415,20 @@ for tokens, width in ((9, 24), (1, 32)):
     torch.testing.assert_close(triton_mixing.launch_norm(x, 0.7, heads.NORM_EPS), (n, inverse))
     expected = mixing_ops.norm_backward_op(dn, dx, n, inverse, 0.7)
     torch.testing.assert_close(triton_mixing.launch_norm_backward(dn, dx, n, inverse, 0.7), expected)
-    for count, uses, written, scales in MIXTURES:
-        streams, n = list(torch.randn(count, tokens, width)), sum(mask.bit_count() for mask in uses)
-        weights = torch.randn(n, width)
-        plan = (streams, weights, uses, written, scales)
+    for count, places, columns, *sums in MIXTURES:
+        streams = list(torch.randn(count, tokens, width))
+        weights = torch.randn(columns * width + 1 + max(places) - columns)
+        plan = (streams, weights, places, columns, *sums)
         expected = mixing_ops.mix_op(*plan)
         torch.testing.assert_close(triton_mixing.launch_mix(*plan, heads.NORM_EPS), expected)
         for again in (-1, count - 1):
             grads = [torch.randn_like(x) for x in expected]
             grads += [torch.randn(tokens, width)] * (again >= 0)
-            *dx, parts = triton_mixing.launch_mix_backward(grads, *plan, again, heads.NORM_EPS, 2)
             *dexpected, whole = mixing_ops.mix_backward_op(grads, *plan, again)
-            torch.testing.assert_close((*dx, parts.sum(0)), (*dexpected, whole.sum(0)), rtol=1e-4, atol=1e-5)
+            for rows in (1, 4):
+                *dx, parts = triton_mixing.launch_mix_backward(grads, *plan, again, heads.NORM_EPS, 2, rows)
+                found = (*dx, parts.sum(0))
+                torch.testing.assert_close(found, (*dexpected, whole.sum(0)), rtol=1e-4, atol=1e-5)
 """
 
 
