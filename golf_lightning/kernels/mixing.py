@@ -134,8 +134,10 @@ def _join(stream: Stream, sums: list[Stream], values: list[Tensor], scale: float
         ]
     streams = [x if isinstance(x, Tensor) else values[_place(sums, x)] for _, x in terms]
     plain = all(_is_one(weight) for weight, _ in terms)
-    rows = _rows([weight for weight, _ in terms], streams[0])
-    weights = None if plain else torch.stack([row.expand(streams[0].shape[1]) for row in rows])
+    weights = None
+    if not plain:
+        width = streams[0].shape[1]
+        weights = torch.stack([row.expand(width) for row in _rows([weight for weight, _ in terms], streams[0])])
     return join(streams, weights, scale=scale, readers=readers)
 
 
@@ -161,7 +163,7 @@ def _fused(wanted: Sequence[Wanted], again_TD: Tensor | None) -> list[Tensor]:
         values = [_place([*streams, *sums], x) for _, x in terms]
         for value in sorted(set(values)):
             # A stream that comes twice, as the embedding does in the first layer, is read once.
-            same = [weight for (weight, _), place in zip(terms, values, strict=True) if place == value]
+            same = [weight for (weight, _), known in zip(terms, values, strict=True) if known == value]
             weights.append(same[0] if len(same) == 1 else same[0] + same[1])
         uses.append(sum(1 << value for value in set(values)))
     weights_W, places, columns = _given(weights, streams[0])
@@ -195,11 +197,11 @@ def _per_column(weight: Tensor | float) -> bool:
 
 def _given(weights: Sequence[Tensor | float], x_TD: Tensor) -> tuple[Tensor, tuple[int, ...], int]:
     """The weights in one row, the place of each there, and how many have a number a column; see :class:`Plan`."""
-    order = sorted(range(len(weights)), key=lambda n: not _per_column(weights[n]))
-    order = [n for n in order if not _is_one(weights[n])]
-    rows = [row.reshape(-1) for row in _rows([weights[n] for n in order], x_TD)]
+    order = [n for n, weight in enumerate(weights) if not _is_one(weight)]
+    order.sort(key=lambda n: not _per_column(weights[n]))
     places = tuple(order.index(n) if n in order else -1 for n in range(len(weights)))
-    return torch.cat(rows) if rows else x_TD.new_empty(0), places, sum(map(_per_column, weights))
+    rows = [row.reshape(-1) for row in _rows([weights[n] for n in order], x_TD)]
+    return torch.cat([x_TD.new_empty(0), *rows]), places, sum(map(_per_column, weights))
 
 
 def _rows(weights: Sequence[Tensor | float], x_TD: Tensor) -> list[Tensor]:

@@ -129,7 +129,7 @@ def mix_backward_op(
         place: (slopes[len(streams) + j] * values[value]).sum(0 if place < columns else (0, 1)).view(-1)
         for place, (j, value, _) in zip(places, terms, strict=True)
     }
-    dweights = [values[0].new_empty(0), *(found[place] for place in range(1 + max(places)))]
+    dweights = [wide(weights_W[:0]), *(found[place] for place in range(1 + max(places)))]
     return [x.to(streams[0].dtype) for x in slopes[: len(streams)]] + [torch.cat(dweights)[None]]
 
 
@@ -157,8 +157,8 @@ def _programs(streams: Sequence[Tensor], columns: int, uses: Sequence[int]) -> t
     By registers, as compiled: every value takes some, and every weight a column with its gradient.
     """
     held = len(streams) + len(uses) + columns
-    rows = 4 if held < 6 else 2 if held < 11 and columns < 3 else 1
-    return min(132 * {4: 8, 2: 4}.get(rows, 1024 // (30 + 13 * held)), streams[0].shape[0]), rows
+    programs, rows = (8, 4) if held < 6 else (1024 // (30 + 13 * held), 1)
+    return min(132 * programs, streams[0].shape[0]), rows
 
 
 @mix_backward_op.register_kernel("cuda")
