@@ -16,7 +16,7 @@ from golf_lightning.audit.counting import check_targets
 from golf_lightning.audit.distribution import check_probabilities
 from golf_lightning.audit.learning import check_first_chunks, check_replay
 from golf_lightning.audit.run import AuditConfig, check_scores
-from golf_lightning.audit.subject import Subject
+from golf_lightning.audit.subject import MOST_SLOTS_ON_CPU, Subject
 from golf_lightning.audit.subject import small_split as small_split_of
 from golf_lightning.errors import GolfError
 from golf_lightning.evaluation.documents import DocumentStream
@@ -194,6 +194,19 @@ def test_a_small_split_is_scored_in_a_small_room(mode):
     alike = subject(honest, mode=mode, slots=64, rows=4096)
     assert torch.equal(seen.nats(), honest_nats(alike))
     assert rooms == [(4, {"exact": 64, "cached": 32}[mode])]  # of four documents, a window or a chunk each
+
+
+def test_many_documents_take_no_more_of_a_cpus_memory_than_they_need():
+    """A recipe's slots are made for a GPU's memory; the sum of probabilities scores a document for every token."""
+    slots = []
+
+    def scorer(model, stream, config, **options):
+        slots.append(config.slots)
+        return honest(model, stream, config, **options)
+
+    seen = subject(scorer, slots=256)
+    seen.nats(np.tile(seen.tokens[: seen.stream.starts[1]], 50))
+    assert slots == [MOST_SLOTS_ON_CPU]
 
 
 def honest_nats(subject):
