@@ -164,8 +164,8 @@ def _gains(documents: DocumentTable | None) -> tuple[list[str], np.ndarray] | No
     for index, low in enumerate(BIN_EDGES):
         here_N = (bins_N == index) & (documents.targets > 0)
         if count := int(documents.bytes[here_N].sum()):
-            high = f"–{BIN_EDGES[index + 1]}" if index + 1 < len(BIN_EDGES) else " up"
-            labels.append(f"{low + 1}{high}\n({int(here_N.sum()):,})")
+            bound = f"≤ {BIN_EDGES[index + 1]:,}" if index + 1 < len(BIN_EDGES) else f"> {low:,}"
+            labels.append(f"{bound}\n({int(here_N.sum()):,})")
             gains.append(float(gained_N[here_N].sum()) / math.log(2) / count)
     return (labels, np.array(gains)) if labels else None
 
@@ -174,7 +174,7 @@ def _gain_panel(groups: list[Group]) -> Panel:
     def draw(axes: Axes) -> None:
         places: dict[str, int] = {}
         lengths = [_gains(run.documents) for group in groups for run in group.runs]
-        for label in sorted({label for one in lengths if one for label in one[0]}, key=_first_number):
+        for label in sorted({label for one in lengths if one for label in one[0]}, key=_bound):
             places[label] = len(places)
         for index, group in enumerate(groups):
             for number, run in enumerate(group.runs):
@@ -191,5 +191,6 @@ def _gain_panel(groups: list[Group]) -> Panel:
     return Panel("gain", "Gain of test-time training by length", note, draw)
 
 
-def _first_number(label: str) -> tuple[int, str]:
-    return int(label.partition("\n")[0].replace("–", " ").split()[0]), label
+def _bound(label: str) -> tuple[int, bool, str]:
+    sign, number = label.partition("\n")[0].split()
+    return int(number.replace(",", "")), sign == ">", label

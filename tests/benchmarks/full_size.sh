@@ -34,5 +34,5 @@ for name in "$@"; do
     esac
     echo "== $name, $(date -u +%T)"
     python "${program[@]}" fit --config "configs/$recipe.yaml" --config configs/one_gpu.yaml --data.folder "$data" \
-        --run.name "$name" --console.every_steps 50 --warmup.cache_folder runs/compiled "${more[@]}" ${OPTIONS:-}
+        --run.name "$name" --console.every_steps 10 --warmup.cache_folder runs/compiled "${more[@]}" ${OPTIONS:-}
 done

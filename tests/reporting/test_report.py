@@ -238,7 +238,7 @@ def test_the_gain_by_length_pools_bytes(tmp_path: Path) -> None:
     # Documents of 10 and 60, of 65, and of 400 and 465 targets, 4 bytes each; 0.01 nats a target gained.
     np.testing.assert_allclose(axes.lines[0].get_ydata(), [0.01 / math.log(2) / 4] * 3)
     labels = [label.get_text() for label in axes.get_xticklabels()]
-    assert labels == ["1–64\n(2)", "65–128\n(1)", "257–512\n(2)"]
+    assert labels == ["≤ 64\n(2)", "≤ 128\n(1)", "≤ 512\n(2)"]
 
 
 def test_the_switch_to_recurrence_is_marked_at_its_step(tmp_path: Path) -> None:
