@@ -72,25 +72,16 @@ def mix_op(
 
 
 @mix_op.register_fake
-def _mix_shapes(
-    streams: Sequence[Tensor],
-    weights: Tensor,
-    places: Sequence[int],
-    columns: int,
-    uses: Sequence[int],
-    written: Sequence[bool],
-    scales: Sequence[float],
-) -> list[Tensor]:
-    x = streams[0]
-    return [x.new_empty(x.shape) for _ in range(sum(written) + sum(scale != 0 for scale in scales))]
+def _mix_shapes(streams: Sequence[Tensor], weights: Tensor, *given: Any) -> list[Tensor]:
+    x, plan = streams[0], Plan(*given)
+    return [x.new_empty(x.shape) for _ in range(sum(plan.written) + sum(scale != 0 for scale in plan.scales))]
 
 
 @mix_op.register_kernel("cuda")
-def _mix_on_gpu(streams: Sequence[Tensor], weights: Tensor, *plan: Any) -> list[Tensor]:
+def _mix_on_gpu(streams: Sequence[Tensor], weights: Tensor, *given: Any) -> list[Tensor]:
     from golf_lightning.kernels.triton_mixing import launch_mix
 
-    plan += (NORM_EPS,)
-    return launch_mix([x.contiguous() for x in streams], weights.contiguous(), *plan)
+    return launch_mix([x.contiguous() for x in streams], weights.contiguous(), *Plan(*given), NORM_EPS)
 
 
 @torch.library.custom_op("golf::mix_backward", mutates_args=())
@@ -135,41 +126,35 @@ def mix_backward_op(
 
 @mix_backward_op.register_fake
 def _mix_backward_shapes(
-    grads: Sequence[Tensor],
-    streams: Sequence[Tensor],
-    weights: Tensor,
-    places: Sequence[int],
-    columns: int,
-    uses: Sequence[int],
-    written: Sequence[bool],
-    scales: Sequence[float],
-    again: int,
+    grads: Sequence[Tensor], streams: Sequence[Tensor], weights: Tensor, *given: Any
 ) -> list[Tensor]:
     x = streams[0]
-    parts = _programs(streams, columns, uses)[0] if x.device.type == "cuda" else 1
+    parts = _programs(streams, Plan(*given[:-1]))[0] if x.device.type == "cuda" else 1
     wide = torch.promote_types(x.dtype, torch.float32)
     return [x.new_empty(x.shape) for x in streams] + [x.new_empty(parts, *weights.shape, dtype=wide)]
 
 
-def _programs(streams: Sequence[Tensor], columns: int, uses: Sequence[int]) -> tuple[int, int]:
+def _programs(streams: Sequence[Tensor], plan: Plan) -> tuple[int, int]:
     """Programs of the backward kernel, as many as 132 multiprocessors hold at once, and rows that one takes at a time.
 
     By registers, as compiled: every value takes some, and every weight a column with its gradient.
     """
-    held = len(streams) + len(uses) + columns
+    held = len(streams) + len(plan.uses) + plan.columns
     programs, rows = (8, 4) if held < 6 else (1024 // (30 + 13 * held), 1)
     return min(132 * programs, streams[0].shape[0]), rows
 
 
 @mix_backward_op.register_kernel("cuda")
 def _mix_backward_on_gpu(
-    grads: Sequence[Tensor], streams: Sequence[Tensor], weights: Tensor, *plan: Any
+    grads: Sequence[Tensor], streams: Sequence[Tensor], weights: Tensor, *given: Any
 ) -> list[Tensor]:
     from golf_lightning.kernels.triton_mixing import launch_mix_backward
 
     grads, streams = ([x.contiguous() for x in xs] for xs in (grads, streams))
-    plan += NORM_EPS, *_programs(streams, plan[1], plan[2])
-    return launch_mix_backward(grads, streams, weights.contiguous(), *plan)
+    plan = Plan(*given[:-1])
+    programs, rows = _programs(streams, plan)
+    weights = weights.contiguous()
+    return launch_mix_backward(grads, streams, weights, *plan, given[-1], NORM_EPS, programs, rows)
 
 
 def fused_mix(weights: Tensor, plan: Plan, again: int, streams: Sequence[Tensor]) -> tuple[Tensor, ...]:
