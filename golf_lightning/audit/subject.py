@@ -104,10 +104,11 @@ class Subject:
         """Score a split, the small one unless another is given, with no more room than it needs."""
         stream = DocumentStream(self.tokens if tokens is None else tokens, bos_id=BOS)
         config = config or self.config
-        # A GPU warms up for all slots and rows that there are, which takes seconds, and a few documents need few. On a
-        # CPU many are no faster, and a recipe's, made for a GPU's memory, would take most of a server's.
-        most = config.slots if self.model.embedding.is_cuda else MOST_SLOTS_ON_CPU
-        slots = min(config.slots, most, len(stream))
+        # A GPU warms up for all slots and rows that there are, which takes seconds, and a few documents need few.
+        slots = min(config.slots, len(stream))
+        if not self.model.embedding.is_cuda:
+            # A recipe's slots are made for a GPU's memory: 256 took more than 24 GB.
+            slots = min(slots, MOST_SLOTS_ON_CPU)
         rows = max(config.window, min(config.rows, slots * window_plan(config).window_rows))
         config = dataclasses.replace(config, slots=slots, rows=rows)
         return self.scorer(self.model, stream, config, token_bytes=self.token_bytes, keep_target_nats=True)
