@@ -103,3 +103,10 @@ def test_the_document_with_the_most_to_come_goes_first():
     plan = WindowPlan(chunk=2, window=2, cached=False, tile=1)
     steps = schedule(np.array([2, 6, 4]), range(3), plan, slots=3, rows=2, together=8)
     assert [int(step.documents[0]) for step in steps] == [1, 1, 2, 0, 1, 2]
+
+
+def test_documents_near_their_end_are_not_held_up_while_others_wait():
+    plan = WindowPlan(chunk=1, window=1, cached=True, tile=1)
+    steps = list(schedule(np.array([6, 6, 6, 6, 1, 6]), range(6), plan, slots=5, rows=4, together=8))
+    assert 5 in steps[1].documents.tolist()
+    assert len(steps) == 8  # 31 targets, four at a time
