@@ -54,8 +54,8 @@ setup(
         "zstandard>=0.22",
     ],
     extras_require={
-        # FlashAttention-4: the CuTe DSL wheel for Hopper and Blackwell, CUDA 13
-        "flash": ["flash-attn-4==4.0.0b36", "nvidia-cutlass-dsl[cu13]"],
+        # FlashAttention-4 and, which it needs too, the kernels of the MLP's products: CuTe DSL, CUDA 13
+        "flash": ["flash-attn-4==4.0.0b36", "quack-kernels==0.6.5", "nvidia-cutlass-dsl[cu13]"],
         "demo": DEMO,
         "test": DEMO + TEST,
     },

@@ -19,7 +19,7 @@ class CompileWarmup(pl.Callback):
     Args:
         enabled: whether to warm up; without compilation it only warms caches.
         cache_folder: where compiled code is kept for later runs and other machines of the same kind; null leaves it
-            where torch, Triton and FlashAttention keep it, or where their environment variables say.
+            where torch, Triton, FlashAttention and quack-kernels keep it, or where their environment variables say.
     """
 
     def __init__(self, enabled: bool = True, cache_folder: str | None = None) -> None:

@@ -85,10 +85,11 @@ class RunFolder(pl.Callback):
                 clear(self.folder)
             with write_whole(self.folder / named("config", ".yaml", self._command), "w") as file:
                 file.write(self.config)
-            surroundings = environment(trainer.world_size)
+            surroundings = environment(trainer.world_size) | {"backends": module.backends}
             write_json(self.folder / named("environment", ".json", self._command), surroundings)
             self._transcript = Transcript(self.folder / LOG)
             say(f"{self._command} in {self.folder}")
+            say(", ".join(f"{what}: {by}" for what, by in module.backends.items()))
 
     @override
     def state_dict(self) -> dict[str, Any]:

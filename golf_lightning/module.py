@@ -16,7 +16,7 @@ from golf_lightning.evaluation.bpb import BitsPerByte, Score
 from golf_lightning.evaluation.config import TTTConfig
 from golf_lightning.evaluation.documents import DocumentStream
 from golf_lightning.kernels.attention import AttentionBackend, choose_backend
-from golf_lightning.kernels.backend import KernelBackend, choose_kernels
+from golf_lightning.kernels.backend import KernelBackend, choose_kernels, cute_lacks
 from golf_lightning.model.config import GPTConfig
 from golf_lightning.model.gpt import GPT
 from golf_lightning.optim.agreement import assert_same_on_all_ranks
@@ -48,11 +48,12 @@ class GolfModule(pl.LightningModule):
         compute_dtype: dtype of activations and of weights at use; auto is bfloat16 on a GPU and float32 on a CPU.
         attention: attention backend; auto takes the fastest that works on the device.
         kernels: implementation of the fused operations; auto takes Triton on a GPU of compute capability 9 or more and
-            plain PyTorch elsewhere.
+            plain PyTorch elsewhere, and quack-kernels for the MLP's products where they run; triton is Triton alone.
         compile: compile the model with torch.compile; auto does so on a GPU.
 
     Attributes:
         clock: the training clock, or ``None`` when steps drive the schedules.
+        backends: which implementation computes what, in words, as settled for the device.
         is_artifact: whether the weights are those of an artifact, quantized.
         step_start_s: second of the clock at which this rank began the step under way; rank 0's is what ranks agree on.
         lag_s: how much older the agreed second is than the step about to begin, as the clock estimates it on all ranks.
@@ -84,6 +85,7 @@ class GolfModule(pl.LightningModule):
         self.is_artifact = False
         self.metric: BitsPerByte | None = None
         self.clock: TrainingClock | None = None
+        self.backends: dict[str, str] = {}
         self.step_start_s = 0.0
         self.lag_s = 0.0
         self.signal = 0
@@ -120,8 +122,12 @@ class GolfModule(pl.LightningModule):
         dtype = ("bfloat16" if on_gpu else "float32") if self.compute_dtype == "auto" else self.compute_dtype
         self.model.compute_dtype = getattr(torch, dtype)
         # Backends that cannot work here are refused before anything starts.
-        choose_backend(self.model.attention, device)
-        choose_kernels(self.model.kernels, device, self.model.compute_dtype)
+        where = self.model.kernels, device, self.model.compute_dtype
+        self.backends = {"attention": choose_backend(self.model.attention, device), "kernels": choose_kernels(*where)}
+        if self.backends["kernels"] == "triton":
+            lacks = cute_lacks(*where)
+            products = "quack-kernels" if lacks is None else f"triton; quack-kernels' would need {lacks}"
+            self.backends["MLP products"] = products
         if self.compile_mode is True or (self.compile_mode == "auto" and on_gpu):
             compile_in_place(self.model)
 

@@ -92,6 +92,7 @@ def run(arguments: argparse.Namespace, options: list[str], console: Console) -> 
         "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
         "torch": torch.__version__,
         "options": options,
+        "backends": module.backends,
         "text": text,
         "ceilings": ceilings.to_dict(),
         "tokens": tokens,

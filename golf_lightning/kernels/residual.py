@@ -25,6 +25,7 @@ def add_branches(
     down_DM: Tensor,
     *,
     backend: KernelBackend = "reference",
+    cute: bool = False,
 ) -> Tensor:
     """``x = u + y out^T``, and then ``x`` with the MLP of ``scale`` times its norm added, ``[T, D]``.
 
@@ -36,9 +37,10 @@ def add_branches(
         up_MD: expanding matrix of the MLP.
         down_DM: contracting matrix.
         backend: ``reference`` or ``triton``.
+        cute: as in :func:`~golf_lightning.kernels.mlp.mlp`.
     """
     if backend == "triton":
-        return _Residual.apply(u_TD, y_TD, out_DD, scale, up_MD, down_DM)
+        return _Residual.apply(u_TD, y_TD, out_DD, scale, up_MD, down_DM, cute)
     x_TD = u_TD + F.linear(y_TD, out_DD)
     return x_TD + mlp(norm(x_TD, scale), up_MD, down_DM)
 
@@ -59,22 +61,22 @@ class _Residual(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, u_TD: Tensor, y_TD: Tensor, out_DD: Tensor, scale: float, up_MD: Tensor, down_DM: Tensor
+        ctx: Any, u_TD: Tensor, y_TD: Tensor, out_DD: Tensor, scale: float, up_MD: Tensor, down_DM: Tensor, cute: bool
     ) -> Tensor:
         torch.ops.golf.add_product(u_TD, y_TD, out_DD)
         n_TD, inverse_T = torch.ops.golf.norm(u_TD, scale)
-        hidden_TM, slope_TM = torch.ops.golf.mlp_hidden(n_TD, up_MD)
+        hidden_TM, slope_TM = torch.ops.golf.mlp_hidden(n_TD, up_MD, cute)
         torch.ops.golf.add_product(u_TD, hidden_TM, down_DM)
         ctx.save_for_backward(y_TD, out_DD, inverse_T, n_TD, up_MD, down_DM, hidden_TM, slope_TM)
-        ctx.scale = scale
+        ctx.scale, ctx.cute = scale, cute
         ctx.mark_dirty(u_TD)
         return u_TD
 
     @staticmethod
     def backward(ctx: Any, dout_TD: Tensor) -> tuple[Tensor | None, ...]:
         y_TD, out_DD, inverse_T, *kept = ctx.saved_tensors
-        dn_TD, dup_MD, ddown_DM = mlp_gradients(dout_TD, kept, (True, *ctx.needs_input_grad[4:]))
+        dn_TD, dup_MD, ddown_DM = mlp_gradients(dout_TD, kept, (True, *ctx.needs_input_grad[4:6]), ctx.cute)
         dx_TD = torch.ops.golf.norm_backward(dn_TD, dout_TD, kept[0], inverse_T, ctx.scale)
         dy_TD = dx_TD @ out_DD if ctx.needs_input_grad[1] else None
         dout_DD = dx_TD.T @ y_TD if ctx.needs_input_grad[2] else None
-        return dx_TD, dy_TD, dout_DD, None, dup_MD, ddown_DM
+        return dx_TD, dy_TD, dout_DD, None, dup_MD, ddown_DM, None

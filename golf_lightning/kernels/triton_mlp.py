@@ -16,8 +16,6 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from golf_lightning.errors import GolfError
-
 # T tokens, D width, M hidden units
 
 
@@ -90,13 +88,8 @@ def _product_kernel(
 def launch_hidden(
     x_TD: Tensor, up_MD: Tensor, negative_slope: float, tiles: Tiles = HIDDEN_TILES
 ) -> tuple[Tensor, Tensor]:
-    """Hidden units and the activation's derivative, ``[T, M]`` each.
-
-    Raises:
-        GolfError: a row is not a multiple of 16 bytes.
-    """
+    """Hidden units and the activation's derivative, ``[T, M]`` each; a row is a multiple of 16 bytes."""
     (tokens, width), units = x_TD.shape, up_MD.shape[0]
-    _check_rows(x_TD, width, units)
     hidden, slope = (x_TD.new_empty(tokens, units) for _ in range(2))
     if tokens:
         half = [tiles.rows, tiles.columns // 2]
@@ -114,13 +107,8 @@ def launch_hidden(
 
 
 def launch_product(dout_TD: Tensor, down_DM: Tensor, slope_TM: Tensor, tiles: Tiles = PRODUCT_TILES) -> Tensor:
-    """``(dout down) * slope``, ``[T, M]``.
-
-    Raises:
-        GolfError: a row is not a multiple of 16 bytes.
-    """
+    """``(dout down) * slope``, ``[T, M]``; a row is a multiple of 16 bytes."""
     (tokens, width), units = dout_TD.shape, down_DM.shape[1]
-    _check_rows(dout_TD, width, units)
     dz = torch.empty_like(slope_TM)
     if tokens:
         half = [tiles.rows, tiles.columns // 2]
@@ -140,12 +128,3 @@ def launch_product(dout_TD: Tensor, down_DM: Tensor, slope_TM: Tensor, tiles: Ti
 def _programs(x: Tensor, tokens: int, units: int, tiles: Tiles) -> int:
     processors = torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 2
     return min(tiles.programs * processors, triton.cdiv(tokens, tiles.rows) * triton.cdiv(units, tiles.columns))
-
-
-def _check_rows(x: Tensor, width: int, units: int) -> None:
-    step = 16 // x.element_size()
-    if width % step or units % step:
-        raise GolfError(
-            f"The triton MLP needs width and mlp_width in multiples of {step}, not {width} and {units}; "
-            "choose --model.kernels reference."
-        )

@@ -47,7 +47,8 @@ class Pass:
 
     ``frozen``: no weight asks for a gradient, so that sums and norms may run fused. ``rows``, where given, are the only
     rows whose results are wanted: set for the last layer, which past its attention then runs on them alone. ``heads``
-    is everything between the joint projection and the output's in one, where there is such an operation.
+    is everything between the joint projection and the output's in one, where there is such an operation. ``cute``: the
+    MLP's fused products are those of quack-kernels.
     """
 
     x0_TD: Tensor
@@ -62,6 +63,7 @@ class Pass:
     frozen: bool
     rows: Tensor | None = None
     heads: WholeHeads | None = None
+    cute: bool = False
 
     def wanted(self, x_TD: Tensor) -> Tensor:
         """The rows whose results are wanted."""
@@ -150,7 +152,7 @@ def mlp_branch(read: Read, layer: LayerWeights, run: Pass, adapters: LayerAdapte
         def observe(hidden: Tensor) -> None:
             recorder(f"down.{layer.index}", hidden)
 
-    out_TD = mlp(read[0], layer.up, layer.down, observe=observe, backend=run.kernels)
+    out_TD = mlp(read[0], layer.up, layer.down, observe=observe, backend=run.kernels, cute=run.cute)
     return out_TD if adapters.mlp is None else adapters.mlp(out_TD, read[1], layer.mlp_scale)
 
 
@@ -164,7 +166,9 @@ def serial_block(
     again_TD = None if skip_TD is None else read[ATTENTION_READERS]
     if adapters.attn is None and adapters.mlp is None and run.recorder is None:
         y_TD = attention_heads(read, layer, run, adapters)
-        x_TD = add_branches(run.wanted(u_TD), y_TD, layer.o, scale, layer.up, layer.down, backend=run.kernels)
+        x_TD = add_branches(
+            run.wanted(u_TD), y_TD, layer.o, scale, layer.up, layer.down, backend=run.kernels, cute=run.cute
+        )
         return x_TD, again_TD
     attended = Blend(((1.0, run.wanted(u_TD)), (1.0, attention_branch(read, layer, run, adapters))))
     x_TD, *read = run.mix(Wanted(attended, True, scale, MLP_READERS))

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from golf_lightning.kernels.attention import AttentionBackend, choose_backend, varlen_attention
-from golf_lightning.kernels.backend import KernelBackend, choose_kernels
+from golf_lightning.kernels.backend import KernelBackend, choose_kernels, chooses_cute
 from golf_lightning.kernels.cross_entropy import head_nll, softcap_logits, softcapped_nll
 from golf_lightning.kernels.mixing import Blend, Stream, Wanted
 from golf_lightning.kernels.whole_heads import whole_heads
@@ -197,6 +197,7 @@ class GPT(nn.Module):
             kernels=kernels,
             frozen=not learns and kernels == "triton",
             heads=heads,
+            cute=chooses_cute(self.kernels, x0_TD.device, x0_TD.dtype),
         )
 
     def _run_layers(

@@ -15,12 +15,13 @@ from golf_lightning.optim.muon import MuonAdamW
 
 
 def keep_compiled_code(folder: Path) -> None:
-    """Let torch.compile, Triton and FlashAttention-4 keep what they compile in one folder; call it before they do."""
+    """Let torch.compile and the kernels' packages keep what they compile in one folder; call it before they do."""
     folder = folder.absolute()
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "inductor")
     os.environ["TRITON_CACHE_DIR"] = str(folder / "triton")
     os.environ["FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED"] = "1"
     os.environ["FLASH_ATTENTION_CUTE_DSL_CACHE_DIR"] = str(folder / "flash_attention")
+    os.environ["QUACK_CACHE_DIR"] = str(folder / "quack")
 
 
 def compile_in_place(model: GPT) -> None:

@@ -28,6 +28,7 @@ PACKAGES = (
     "constriction",
     "triton",
     "flash-attn-4",
+    "quack-kernels",
     "nvidia-cutlass-dsl",
 )
 

@@ -18,10 +18,11 @@ from golf_lightning.optim.warmup import compile_in_place, keep_compiled_code, pr
 def test_compiled_code_is_kept_in_the_named_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (
         "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR",
-        "FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "FLASH_ATTENTION_CUTE_DSL_CACHE_DIR",
+        "FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "FLASH_ATTENTION_CUTE_DSL_CACHE_DIR", "QUACK_CACHE_DIR",
     ):  # fmt: skip
         monkeypatch.setenv(name, os.environ.get(name, ""))  # restored afterwards
     keep_compiled_code(tmp_path / "cache")
+    assert os.environ["QUACK_CACHE_DIR"] == str(tmp_path / "cache" / "quack")
     x = torch.randn(7)
     torch.testing.assert_close(torch.compile(lambda y: (y * 2).relu() + 7)(x), (x * 2).relu() + 7)
     assert any((tmp_path / "cache" / "inductor").rglob("*.cpp"))

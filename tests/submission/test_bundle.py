@@ -29,7 +29,7 @@ from golf_lightning.submission.slim import minify
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "configs" / "demo.yaml"
 IMPORT_NAMES = {"PyYAML": "yaml", "jsonargparse[signatures]": "jsonargparse"}
-OPTIONAL = {"triton", "flash_attn"}
+OPTIONAL = {"triton", "flash_attn", "cutlass", "quack"}
 
 
 def payload_of(program: bytes) -> bytes:

@@ -60,6 +60,8 @@ def test_a_run_over_budget_is_not_called_finished(data: Path, tmp_path: Path) ->
 def test_the_environment_names_versions_and_no_host(finished: Path) -> None:
     environment = read(finished / "environment.json")
     assert {"torch", "lightning", "jsonargparse"} <= set(environment["packages"])
+    assert environment["backends"] == {"attention": "segments", "kernels": "reference"}
+    assert "attention: segments, kernels: reference\n" in (finished / "log.txt").read_text()
     assert {"commit", "dirty", "gpus", "driver", "ranks"} <= set(environment)
     assert environment["ranks"] == 1
     assert re.search(r"hostname|\bnode\b", json.dumps(list(environment))) is None
