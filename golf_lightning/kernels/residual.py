@@ -75,7 +75,7 @@ class _Residual(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dout_TD: Tensor) -> tuple[Tensor | None, ...]:
         y_TD, out_DD, inverse_T, *kept = ctx.saved_tensors
-        dn_TD, dup_MD, ddown_DM = mlp_gradients(dout_TD, kept, (True, *ctx.needs_input_grad[4:6]), ctx.cute)
+        dn_TD, dup_MD, ddown_DM = mlp_gradients(dout_TD, kept, (True, *ctx.needs_input_grad[4:]), ctx.cute)
         dx_TD = torch.ops.golf.norm_backward(dn_TD, dout_TD, kept[0], inverse_T, ctx.scale)
         dy_TD = dx_TD @ out_DD if ctx.needs_input_grad[1] else None
         dout_DD = dx_TD.T @ y_TD if ctx.needs_input_grad[2] else None

@@ -63,6 +63,8 @@ def test_floors_are_bytes_over_bandwidth_and_operations_over_rate() -> None:
     ("kernel", "part"),
     [
         ("kernel_cutlass_kernel_flash_attncuteflash_bwd_sm90FlashAttentionBackwardSm90", "attention"),
+        ("kernel_cutlass_kernel_quackepiloguefrontendGemmMod_hidden_and_slope_d5c5__none_sm9", "products"),
+        ("kernel_cutlass_kernel_quackepiloguefrontendGemmMod_sloped_b53c__c_sm9", "products"),
         ("nvjet_sm90_tst_128x256_64x4_2x1_v_bz_coopA_splitK_NTN", "products"),
         ("_product_kernel", "products"),
         ("_prepare_backward_kernel", "heads"),
