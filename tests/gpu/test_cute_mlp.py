@@ -101,7 +101,7 @@ def test_gradients_of_the_mlp_are_those_of_triton_and_the_same_when_compiled() -
 
 
 def test_a_compiled_model_is_as_near_to_float64_as_with_triton() -> None:
-    config = GPTConfig(layers=7, vocab_size=512, loop_first=2, loop_last=3, lanes_start=5)
+    config = GPTConfig(layers=4, vocab_size=512, loop_first=1, loop_last=2, lanes_start=3)
     tokens, targets = torch.randint(0, config.vocab_size, (2, 3000), device="cuda")
     cu_seqlens = torch.tensor([0, 900, 901, 2500, 3000] + [3000] * 60, device="cuda", dtype=torch.int32)
     exact = GPT(config, compute_dtype=torch.float64, attention="reference").cuda()
@@ -114,7 +114,8 @@ def test_a_compiled_model_is_as_near_to_float64_as_with_triton() -> None:
     for kernels in ("auto", "triton"):
         model = GPT(config, compute_dtype=torch.bfloat16, kernels=kernels).cuda()  # type: ignore[arg-type]
         model.load_state_dict(exact.state_dict())
-        compile_in_place(model)
+        if kernels == "auto":
+            compile_in_place(model)
         model(tokens, targets, cu_seqlens).sum().backward()
         pairs = zip(model.named_parameters(), exact.parameters(), strict=True)
         errors[kernels] = {name: error(p.grad, e.grad.double()) for (name, p), e in pairs}  # type: ignore[arg-type, union-attr]
