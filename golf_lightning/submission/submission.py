@@ -15,6 +15,7 @@ from golf_lightning.data.manifest import Manifest
 from golf_lightning.errors import GolfError
 from golf_lightning.files import write_json, write_whole
 from golf_lightning.reporting.result import SCORES
+from golf_lightning.reporting.run_folder import ROOT, sources_digest
 from golf_lightning.submission.pages import checks_table, readme, requirements, results_table, seed_log, settings
 from golf_lightning.submission.seeds import SeedRun, differences, significance, summarize
 
@@ -95,14 +96,14 @@ def submit(
         What ``submission.json`` holds.
 
     Raises:
-        Refused: a run differs in more than its seed, lacks evidence, or fails its audit.
+        Refused: a run differs in more than its seed, ran another program, lacks evidence, or fails its audit.
         GolfError: a folder cannot be read or written.
     """
     out, audit_config = Path(out), audit_config or AuditConfig()
     if out.exists():
         raise GolfError(f"{out} already exists; choose another folder with --out.")
     found = [SeedRun.load(folder) for folder in runs]
-    reasons = differences(found) + _gaps(found)
+    reasons = differences(found) + _gaps(found) + _other_program(found)
     if len(found) < seeds:
         reasons.append(f"{len(found)} seeds are given, {seeds} are asked for.")
     if reasons:
@@ -146,6 +147,17 @@ def _gaps(runs: Sequence[SeedRun]) -> list[str]:
         if "train" not in run.record.result:
             reasons.append(f"{folder} has no figures of training; give the folder of a run of `fit`.")
     return reasons
+
+
+def _other_program(runs: Sequence[SeedRun]) -> list[str]:
+    """The program that is packed must be the one that ran; runs of before it was recorded say nothing."""
+    now = sources_digest(ROOT)
+    return [
+        f"{run.record.folder} ran another program than this one; check out its commit "
+        f"({run.record.environment.get('commit') or 'not known'}) to pack what ran."
+        for run in runs
+        if (ran := run.record.environment.get("sources")) is not None and ran != now
+    ]
 
 
 def _failures(runs: Sequence[SeedRun], reports: Sequence[AuditReport]) -> list[str]:

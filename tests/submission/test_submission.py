@@ -161,6 +161,13 @@ def test_runs_of_different_commits_are_refused(runs: list[Path]) -> None:
     assert any(reason.startswith("The runs had different commits: ") for reason in refusal(runs))
 
 
+def test_runs_of_another_program_are_refused(runs: list[Path]) -> None:
+    for run in runs:
+        change(run / "environment.json", lambda value: value.update(sources="0" * 64, commit="c0ffee"))
+    expected = "ran another program than this one; check out its commit (c0ffee) to pack what ran."
+    assert refusal(runs) == [f"{run} {expected}" for run in runs]
+
+
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
