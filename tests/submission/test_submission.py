@@ -16,9 +16,10 @@ from small_run import golf, make_data, write_recipe
 from golf_lightning.audit import AuditConfig
 from golf_lightning.errors import GolfError
 from golf_lightning.submission import commands
+from golf_lightning.submission.entry import Author
 from golf_lightning.submission.pages import requirements
 from golf_lightning.submission.seeds import significance, summarize
-from golf_lightning.submission.submission import Author, Refused, submit
+from golf_lightning.submission.submission import Refused, submit
 
 SEEDS = (1, 2, 3)
 ME = Author(name="Small & quick", github_id="someone", blurb="A test of <everything>.")
