@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import lightning.pytorch as pl
+import torch
 from typing_extensions import override
 
+from golf_lightning.errors import GolfError
 from golf_lightning.module import GolfModule
 from golf_lightning.optim.warmup import keep_compiled_code, process_seconds, random_batch, warm_up
 from golf_lightning.reporting.console import say
@@ -20,6 +22,9 @@ class CompileWarmup(pl.Callback):
         enabled: whether to warm up; without compilation it only warms caches.
         cache_folder: where compiled code is kept for later runs and other machines of the same kind; null leaves it
             where torch, Triton, FlashAttention and quack-kernels keep it, or where their environment variables say.
+
+    Raises:
+        GolfError: a micro-batch does not fit in the GPU's memory.
     """
 
     def __init__(self, enabled: bool = True, cache_folder: str | None = None) -> None:
@@ -39,8 +44,14 @@ class CompileWarmup(pl.Callback):
         batch = random_batch(shape, model.config.vocab_size).to(pl_module.device)
         recurrence = [True] if model.recurrent else [False, True] if model.config.loop_passes > 1 else [False]
         validate = trainer.enable_validation and data.val_packing == data.train_packing
-        with pl_module.ledger.stage("compile"):
-            warm_up(model, pl_module.optimizer, batch, recurrence=recurrence, validate=validate)
+        try:
+            with pl_module.ledger.stage("compile"):
+                warm_up(model, pl_module.optimizer, batch, recurrence=recurrence, validate=validate)
+        except torch.OutOfMemoryError as error:
+            raise GolfError(
+                f"A micro-batch of {data.train_packing.tokens:,} tokens does not fit in the GPU's memory; halve "
+                "--data.train_tokens and double --trainer.accumulate_grad_batches, which keeps the global batch."
+            ) from error
         since = process_seconds()
         age = "" if since is None else f", {since:.1f} s after the process began"
         say(f"warmed up in {pl_module.ledger.seconds['compile']:.1f} s{age}; the training clock starts now")

@@ -15,7 +15,6 @@ from golf_lightning.errors import GolfError
 from golf_lightning.evaluation.config import TTTConfig
 from golf_lightning.evaluation.documents import DocumentStream
 from golf_lightning.evaluation.scores import DocumentScores
-from golf_lightning.evaluation.shapes import window_plan
 from golf_lightning.model.gpt import GPT
 
 # N tokens of a split; target i of it is token i + 1
@@ -38,10 +37,6 @@ class DocumentScorer(Protocol):
     ) -> DocumentScores:
         """Score every document of the stream, with ``target_nats`` where they are asked for."""
         ...
-
-
-MOST_SLOTS_ON_CPU = 32
-"""Up to 4 GB at full size."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,16 +96,9 @@ class Subject:
         return DocumentStream(self.tokens, bos_id=BOS)
 
     def score(self, tokens: Tokens | None = None, config: TTTConfig | None = None) -> DocumentScores:
-        """Score a split, the small one unless another is given, with no more room than it needs."""
+        """Score a split, the small one unless another is given."""
         stream = DocumentStream(self.tokens if tokens is None else tokens, bos_id=BOS)
         config = config or self.config
-        # A GPU warms up for all slots and rows that there are, which takes seconds, and a few documents need few.
-        slots = min(config.slots, len(stream))
-        if not self.model.embedding.is_cuda:
-            # A recipe's slots are made for a GPU's memory: 256 took more than 24 GB.
-            slots = min(slots, MOST_SLOTS_ON_CPU)
-        rows = max(config.window, min(config.rows, slots * window_plan(config).window_rows))
-        config = dataclasses.replace(config, slots=slots, rows=rows)
         return self.scorer(self.model, stream, config, token_bytes=self.token_bytes, keep_target_nats=True)
 
     def nats(self, tokens: Tokens | None = None, config: TTTConfig | None = None) -> Tensor:

@@ -32,7 +32,8 @@ class TTTConfig:
         sgd_documents: after so many documents are scored, the model itself takes one pass of SGD over them, in stream
             order; this makes the scores of later documents depend on the order of documents. 0 for none.
         sgd_lr: learning rate of that pass.
-        slots: documents open at a time, the knob for memory: 84 MB each at full size, 120 MB in cached mode.
+        slots: documents open at a time, the knob for memory: 84 MB each at full size, 120 MB in cached mode; a
+            CPU takes at most 32.
         rows: most tokens in one forward pass; at least ``window``.
         order: in which documents enter: as they come (stream); longest first among 4,096 (window) or all (sorted), both
             objected to in the contest because they look at lengths ahead. Scores are the same.

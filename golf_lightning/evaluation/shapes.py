@@ -1,12 +1,28 @@
 """The few fixed shapes of a pass of test-time training."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import torch
 
 from golf_lightning.evaluation.config import TTTConfig
 from golf_lightning.evaluation.slots import WindowPlan
 
 MOST_TOGETHER = 256
 """Documents of a pass: FlashAttention-4 has one kernel for up to 256 segments."""
+
+CPU_SLOTS, CPU_ROWS = 32, 8192
+"""Most slots and rows on a CPU. A recipe's are made for a GPU's memory: 256 slots at full size took more than 24 GB."""
+
+
+def bounded(config: TTTConfig, *, documents: int, device: torch.device) -> TTTConfig:
+    """The settings with no more slots and rows than so many documents can use, and on a CPU its memory holds.
+
+    A GPU warms up for all slots and rows that there are, which takes seconds. No score changes beyond rounding.
+    """
+    most_slots, most_rows = (CPU_SLOTS, CPU_ROWS) if device.type == "cpu" else (config.slots, config.rows)
+    slots = min(config.slots, most_slots, max(documents, 1))
+    rows = min(config.rows, most_rows, slots * window_plan(config).window_rows)
+    return replace(config, slots=slots, rows=max(rows, config.window))
 
 
 def window_plan(config: TTTConfig) -> WindowPlan:

@@ -143,7 +143,7 @@ def schedule(
 
 
 def _that_fit(slots: Counts, rows_P: Counts, rows: int, together: int) -> Counts:
-    """The first of ``slots`` whose next chunks go into so many rows, at most ``together``; one too large is left out."""
+    """The first of ``slots`` whose next chunks go into so many rows, at most ``together``; others are left out."""
     chosen, left = list[int](), rows
     for slot in slots.tolist():
         if len(chosen) == together or left <= 0:

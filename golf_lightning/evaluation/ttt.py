@@ -21,6 +21,7 @@ from golf_lightning.evaluation.engine import Engine
 from golf_lightning.evaluation.global_phase import global_sgd, restored
 from golf_lightning.evaluation.journal import Journal
 from golf_lightning.evaluation.scores import DocumentScores, ScoreProgress
+from golf_lightning.evaluation.shapes import bounded
 from golf_lightning.evaluation.slots import schedule
 from golf_lightning.evaluation.watch import Watch
 from golf_lightning.model.gpt import GPT
@@ -68,12 +69,13 @@ def score_documents(
         Sums by document; for documents that were not asked for they are 0.
 
     Raises:
-        GolfError: a token is outside the model's vocabulary, a score is not finite, or a global phase of SGD is asked
-            for on several ranks.
+        GolfError: a token is outside the model's vocabulary, a score is not finite, a global phase of SGD is asked
+            for on several ranks, or the GPU's memory does not hold the slots and rows.
     """
     if config.sgd_documents and ranks > 1:
         raise GolfError("A global phase of SGD runs in one process; use one device, or set sgd_documents to 0.")
     stream = stream.part(max_documents=config.max_documents, fraction=config.fraction)
+    config = bounded(config, documents=len(stream), device=model.embedding.device)
     known = {} if journal is None else journal.all_known
     order = [i for i in stream.order(config.order) if i not in known] if documents is None else documents
     tokens = np.asarray(stream.tokens[: stream.total_targets + 1])
@@ -84,10 +86,16 @@ def score_documents(
     with torch.inference_mode(False), frozen(model), restored(model, config):
         model.extend_positions(_positions(stream, config))
         began = time.monotonic()
-        engine = Engine(
-            model, config, targets=stream.total_targets, documents=len(stream), keep_target_nats=keep_target_nats
-        )
-        engine.warm_up()
+        try:
+            engine = Engine(
+                model, config, targets=stream.total_targets, documents=len(stream), keep_target_nats=keep_target_nats
+            )
+            engine.warm_up()
+        except torch.OutOfMemoryError as error:
+            raise GolfError(
+                f"Test-time training with {config.slots} slots and {config.rows:,} rows does not fit in the GPU's "
+                "memory; choose fewer with --model.ttt.slots and --model.ttt.rows, which changes no score."
+            ) from error
         _wait(engine.device)
         warm_up_seconds = time.monotonic() - began
         engine.load(tokens, stream.starts)

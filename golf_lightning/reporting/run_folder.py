@@ -1,5 +1,6 @@
 """The folder of a run: everything a run writes is in ``runs/NAME/``."""
 
+import hashlib
 import os
 import platform
 import shutil
@@ -16,6 +17,8 @@ from golf_lightning.errors import GolfError
 from golf_lightning.files import read_json
 from golf_lightning.reporting.loggers import METRICS
 
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAM = ("golf_lightning", "callbacks")
 PACKAGES = (
     "torch",
     "lightning",
@@ -103,7 +106,7 @@ def clear(folder: Path) -> None:
 
 
 def environment(world_size: int = 1) -> dict[str, Any]:
-    """What the run runs on, as JSON values: command, interpreter, packages, commit and hardware, but no host's name.
+    """What the run runs on, as JSON values: command, interpreter, packages, program and hardware, but no host's name.
 
     Args:
         world_size: processes of the run.
@@ -114,7 +117,8 @@ def environment(world_size: int = 1) -> dict[str, Any]:
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
-        **_commit(Path(__file__).resolve().parents[2]),
+        **_commit(ROOT),
+        "sources": sources_digest(ROOT),
         "ranks": world_size,
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else [],
@@ -140,6 +144,21 @@ def _commit(root: Path) -> dict[str, Any]:
         commit = _output("git", "-C", str(root), "rev-parse", "HEAD")
         dirty = commit and _output("git", "-C", str(root), "status", "--porcelain", "--untracked-files=no") is not None
     return {"commit": commit, "dirty": dirty}
+
+
+def sources_digest(root: Path) -> str | None:
+    """SHA-256 over the Python files of the program, which tells two programs apart where there is no commit.
+
+    Args:
+        root: folder of the two packages.
+
+    Returns:
+        The digest, or ``None`` in a bundled program, which has no files.
+    """
+    digest, found = hashlib.sha256(), sorted(path for name in PROGRAM for path in (root / name).rglob("*.py"))
+    for path in found:
+        digest.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest() if found else None
 
 
 def _version(package: str) -> str | None:

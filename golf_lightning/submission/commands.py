@@ -9,7 +9,8 @@ from pathlib import Path
 
 from golf_lightning.audit import AuditConfig
 from golf_lightning.submission.bundle import bundle
-from golf_lightning.submission.submission import Author, Refused, submit
+from golf_lightning.submission.entry import Author
+from golf_lightning.submission.submission import Refused, submit
 
 
 def build_parser() -> argparse.ArgumentParser:

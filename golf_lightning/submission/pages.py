@@ -23,8 +23,13 @@ README = """\
 
 {{ entry.blurb }}
 
-**{{ '%.5f' | format(entry.val_bpb) }} bits per byte** (mean of {{ entry.seeds | length }} seeds, standard deviation
-{{ '%.5f' | format(entry.val_bpb_std) }}), which is {{ '%.5f' | format(entry.val_loss) }} nats per target. Largest
+**{{ '%.5f' | format(entry.val_bpb) }} bits per byte** (
+{%- if entry.seeds | length > 1 -%}
+mean of {{ entry.seeds | length }} seeds, standard deviation
+{{ '%.5f' | format(entry.val_bpb_std) }}
+{%- else -%}
+one seed
+{%- endif %}), which is {{ '%.5f' | format(entry.val_loss) }} nats per target. Largest
 submission: {{ '{:,}'.format(entry.bytes_total) }} bytes of {{ '{:,}'.format(limit) }}. Trained and scored on
 {{ entry.hardware }}.
 

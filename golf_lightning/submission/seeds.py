@@ -81,7 +81,7 @@ def differences(runs: Sequence[SeedRun]) -> list[str]:
     reasons += [
         f"Seed {seed} is given {seeds.count(seed)} times." for seed in sorted(set(seeds)) if seeds.count(seed) > 1
     ]
-    for key, what in (("commit", "commits"), ("gpus", "GPUs")):
+    for key, what in (("commit", "commits"), ("sources", "programs"), ("gpus", "GPUs")):
         found = {str(run.record.environment.get(key)) for run in runs}
         if len(found) > 1:
             reasons.append(f"The runs had different {what}: {', '.join(sorted(found))}.")

@@ -3,20 +3,18 @@
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Protocol
 
 from golf_lightning.audit import AuditConfig, audit
-from golf_lightning.audit.evidence import check_scoring_clock, check_training_clock
 from golf_lightning.audit.report import AuditReport
 from golf_lightning.data.manifest import Manifest
 from golf_lightning.errors import GolfError
 from golf_lightning.files import write_json, write_whole
-from golf_lightning.reporting.result import SCORES
+from golf_lightning.reporting.run_folder import ROOT, sources_digest
+from golf_lightning.submission.entry import Author, make_entry
 from golf_lightning.submission.pages import checks_table, readme, requirements, results_table, seed_log, settings
-from golf_lightning.submission.seeds import SeedRun, differences, significance, summarize
+from golf_lightning.submission.seeds import SeedRun, differences
 
 OPTIONAL_CHECKS = ("reported score", "sum of probabilities")
 """Checks that cost a second scoring, or much time; a submission without them says so."""
@@ -45,23 +43,6 @@ class Refused(GolfError):
     def __init__(self, reasons: Sequence[str]) -> None:
         super().__init__(f"This cannot be submitted: {' '.join(reasons)}")
         self.reasons = list(reasons)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Author:
-    """Who submits what.
-
-    Args:
-        name: title of the submission.
-        github_id: account of the author.
-        author: the author's name; the account by default.
-        blurb: one or two sentences about the method.
-    """
-
-    name: str
-    github_id: str
-    author: str = ""
-    blurb: str = ""
 
 
 def submit(
@@ -95,14 +76,14 @@ def submit(
         What ``submission.json`` holds.
 
     Raises:
-        Refused: a run differs in more than its seed, lacks evidence, or fails its audit.
+        Refused: a run differs in more than its seed, ran another program, lacks evidence, or fails its audit.
         GolfError: a folder cannot be read or written.
     """
     out, audit_config = Path(out), audit_config or AuditConfig()
     if out.exists():
         raise GolfError(f"{out} already exists; choose another folder with --out.")
     found = [SeedRun.load(folder) for folder in runs]
-    reasons = differences(found) + _gaps(found)
+    reasons = differences(found) + _gaps(found) + _other_program(found)
     if len(found) < seeds:
         reasons.append(f"{len(found)} seeds are given, {seeds} are asked for.")
     if reasons:
@@ -121,7 +102,7 @@ def submit(
             reports.append(auditor(run.artifact, data, progress=progress, **options))
         if reasons := _failures(found, reports):
             raise Refused(reasons)
-        entry = _entry(found, author, program, reports, against_bpb)
+        entry = make_entry(found, author, program, reports, against_bpb)
         _write(stage, found, reports, entry, bundled, audit_config, data)
         stage.chmod(0o755)
         stage.rename(out)
@@ -148,6 +129,17 @@ def _gaps(runs: Sequence[SeedRun]) -> list[str]:
     return reasons
 
 
+def _other_program(runs: Sequence[SeedRun]) -> list[str]:
+    """The program that is packed must be the one that ran; runs of before it was recorded say nothing."""
+    now = sources_digest(ROOT)
+    return [
+        f"{run.record.folder} ran another program than this one; check out its commit "
+        f"({run.record.environment.get('commit') or 'not known'}) to pack what ran."
+        for run in runs
+        if (ran := run.record.environment.get("sources")) is not None and ran != now
+    ]
+
+
 def _failures(runs: Sequence[SeedRun], reports: Sequence[AuditReport]) -> list[str]:
     reasons = []
     for run, report in zip(runs, reports, strict=True):
@@ -157,69 +149,6 @@ def _failures(runs: Sequence[SeedRun], reports: Sequence[AuditReport]) -> list[s
             elif check.passed is None and check.name not in OPTIONAL_CHECKS:
                 reasons.append(f"{run.record.folder} lacks evidence for '{check.name}': {check.measured}.")
     return reasons
-
-
-def _entry(
-    runs: Sequence[SeedRun],
-    author: Author,
-    program: Path,
-    reports: Sequence[AuditReport],
-    against_bpb: float | None,
-) -> dict[str, Any]:
-    """What ``submission.json`` holds."""
-    code = program.stat().st_size
-    final = [_score(run, "ttt") for run in runs]
-    summary = summarize(final)
-    sizes = [run.artifact.stat().st_size for run in runs]
-    adapts = runs[0].config["model"]["ttt"]["lr"] > 0
-    return {
-        "name": author.name,
-        "author": author.author or author.github_id,
-        "github_id": author.github_id,
-        "blurb": author.blurb or "Trained, compressed and scored with golf_lightning.",
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
-        "val_bpb": summary.bpb,
-        "val_bpb_std": summary.bpb_sd,
-        "val_loss": summary.nats,
-        "val_loss_std": summary.nats_sd,
-        "bytes_total": max(sizes) + code,
-        "bytes_model": max(sizes),
-        "bytes_code": code,
-        "hardware": runs[0].record.hardware,
-        "predictor": "adapts to each document, score first (track B)" if adapts else "is fixed (track A)",
-        "seeds": [run.seed for run in runs],
-        "seed_results": {str(run.seed): _seed_result(run) for run in runs},
-        "significance": None if against_bpb is None else significance(final, against_bpb),
-        "audit": {
-            str(run.seed): {check.name: check.verdict for check in report.checks}
-            for run, report in zip(runs, reports, strict=True)
-        },
-        "commit": runs[0].record.environment.get("commit"),
-        "data": reports[0].subject["data_fingerprint"],
-    }
-
-
-def _score(run: SeedRun, name: str) -> dict[str, Any]:
-    score = run.score(name)
-    assert score is not None, f"{name} was looked for before"
-    return score
-
-
-def _seed_result(run: SeedRun) -> dict[str, Any]:
-    final, train = _score(run, "ttt"), run.record.result["train"]
-    scores = {name: score["bpb"] for name in SCORES if (score := run.score(name)) is not None}
-    return {
-        "val_bpb": final["bpb"],
-        "val_loss": final["nats_per_target"],
-        "bpb": scores,
-        "targets": final["targets"],
-        "table_bytes": final["table_bytes"],
-        "artifact_bytes": run.artifact.stat().st_size,
-        "steps": train["steps"],
-        "tokens": train["tokens"],
-        "train_seconds": check_training_clock(run.record, 600).figures["total_s"],
-        "eval_seconds": check_scoring_clock(run.record, 600).figures["total_s"],
-    }
 
 
 def _write(

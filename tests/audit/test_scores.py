@@ -16,7 +16,7 @@ from golf_lightning.audit.counting import check_targets
 from golf_lightning.audit.distribution import check_probabilities
 from golf_lightning.audit.learning import check_first_chunks, check_replay
 from golf_lightning.audit.run import AuditConfig, check_scores
-from golf_lightning.audit.subject import MOST_SLOTS_ON_CPU, Subject
+from golf_lightning.audit.subject import Subject
 from golf_lightning.audit.subject import small_split as small_split_of
 from golf_lightning.errors import GolfError
 from golf_lightning.evaluation.documents import DocumentStream
@@ -179,39 +179,3 @@ def test_the_sample_holds_beginnings_of_documents(documents):
     assert np.array_equal(parts[0], wholes[0][: len(parts[0])])
     assert np.array_equal(parts[-1], wholes[-1][: len(parts[-1])])
     assert max(map(len, parts)) == 9
-
-
-@pytest.mark.parametrize("mode", ["exact", "cached"])
-def test_a_small_split_is_scored_in_a_small_room(mode):
-    """A GPU warms up for every slot and row that there are, once for each of the many scores."""
-    rooms = []
-
-    def scorer(model, stream, config, **options):
-        rooms.append((config.slots, config.rows))
-        return honest(model, stream, config, **options)
-
-    seen = subject(scorer, mode=mode, slots=64, rows=4096)
-    alike = subject(honest, mode=mode, slots=64, rows=4096)
-    assert torch.equal(seen.nats(), honest_nats(alike))
-    assert rooms == [(4, {"exact": 64, "cached": 32}[mode])]  # of four documents, a window or a chunk each
-
-
-def test_many_documents_take_no_more_of_a_cpus_memory_than_they_need():
-    """A recipe's slots are made for a GPU's memory; the sum of probabilities scores a document for every token."""
-    slots = []
-
-    def scorer(model, stream, config, **options):
-        slots.append(config.slots)
-        return honest(model, stream, config, **options)
-
-    seen = subject(scorer, slots=256)
-    seen.nats(np.tile(seen.tokens[: seen.stream.starts[1]], 50))
-    assert slots == [MOST_SLOTS_ON_CPU]
-
-
-def honest_nats(subject):
-    """With all the room that the settings name."""
-    scores = honest(
-        subject.model, subject.stream, subject.config, token_bytes=subject.token_bytes, keep_target_nats=True
-    )
-    return subject.nats_of(scores)

@@ -8,7 +8,9 @@ import pytest
 import torch
 from ttt_cases import CHUNK, LENGTHS, cached_reference, reference, score, small_config, small_gpt, small_split
 
-from golf_lightning.evaluation.shapes import pass_shapes, window_plan
+from golf_lightning.errors import GolfError
+from golf_lightning.evaluation.engine import Engine
+from golf_lightning.evaluation.shapes import CPU_ROWS, CPU_SLOTS, bounded, pass_shapes, window_plan
 from golf_lightning.evaluation.slot_state import SlotState
 from golf_lightning.evaluation.slots import schedule
 from golf_lightning.model.adapters import AdapterConfig
@@ -131,6 +133,32 @@ def test_scores_do_not_depend_on_the_batch(fields, mode):
     model, tokens = small_gpt(), small_split()
     expected = score(model, tokens, small_config(mode=mode))
     assert worst(score(model, tokens, small_config(mode=mode, **fields)).target_nats, expected.target_nats) < 1e-9
+
+
+@pytest.mark.parametrize(("mode", "rows"), [("exact", 64), ("cached", 32)])
+def test_few_documents_take_little_room(mode, rows):
+    """A GPU warms up for every slot and row that there are."""
+    config = small_config(mode=mode, slots=64, rows=4096, window=16, chunk=8)
+    few = bounded(config, documents=4, device=torch.device("cuda"))
+    assert (few.slots, few.rows) == (4, rows)
+    assert bounded(config, documents=0, device=torch.device("cuda")).slots == 1
+
+
+def test_room_for_many_documents_is_bounded_on_a_cpu_alone():
+    config = small_config(slots=256, rows=32_768, window=2048)
+    assert bounded(config, documents=1000, device=torch.device("cuda")) == config
+    small = bounded(config, documents=1000, device=torch.device("cpu"))
+    assert (small.slots, small.rows) == (CPU_SLOTS, CPU_ROWS)
+    assert bounded(small_config(rows=20_000, window=20_000), documents=9, device=torch.device("cpu")).rows == 20_000
+
+
+def test_a_gpu_that_is_too_small_is_told_in_one_sentence(monkeypatch):
+    def full(self):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(Engine, "warm_up", full)
+    with pytest.raises(GolfError, match=r"with 3 slots and .* does not fit in the GPU's memory; choose fewer"):
+        score(small_gpt(), small_split(), small_config(slots=3))
 
 
 @pytest.mark.parametrize("mode", ["exact", "cached"])

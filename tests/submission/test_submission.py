@@ -16,9 +16,10 @@ from small_run import golf, make_data, write_recipe
 from golf_lightning.audit import AuditConfig
 from golf_lightning.errors import GolfError
 from golf_lightning.submission import commands
+from golf_lightning.submission.entry import Author
 from golf_lightning.submission.pages import requirements
 from golf_lightning.submission.seeds import significance, summarize
-from golf_lightning.submission.submission import Author, Refused, submit
+from golf_lightning.submission.submission import Refused, submit
 
 SEEDS = (1, 2, 3)
 ME = Author(name="Small & quick", github_id="someone", blurb="A test of <everything>.")
@@ -159,6 +160,13 @@ def test_too_few_seeds_are_refused(runs: list[Path]) -> None:
 def test_runs_of_different_commits_are_refused(runs: list[Path]) -> None:
     change(runs[2] / "environment.json", lambda value: value.update(commit="abc-dirty"))
     assert any(reason.startswith("The runs had different commits: ") for reason in refusal(runs))
+
+
+def test_runs_of_another_program_are_refused(runs: list[Path]) -> None:
+    for run in runs:
+        change(run / "environment.json", lambda value: value.update(sources="0" * 64, commit="c0ffee"))
+    expected = "ran another program than this one; check out its commit (c0ffee) to pack what ran."
+    assert refusal(runs) == [f"{run} {expected}" for run in runs]
 
 
 @pytest.mark.parametrize(

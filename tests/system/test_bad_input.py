@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from small_run import golf, write_recipe
 
+from callbacks import compile_warmup
 from golf_lightning.data.manifest import Manifest
 from golf_lightning.data.shards import map_shard
 from golf_lightning.data.tokenizer import train_tokenizer
@@ -46,6 +48,20 @@ def test_mistakes_on_the_command_line(
     assert message.startswith("error: ") and "\n" not in message
     assert sentence in message
     assert not list(tmp_path.rglob("config.yaml"))
+
+
+def test_a_gpu_too_small_for_a_micro_batch_is_told_before_the_clock(
+    data: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any, **options: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.50 GiB.")
+
+    monkeypatch.setattr(compile_warmup, "warm_up", full)
+    assert golf("fit", "--config", write_recipe(tmp_path, data)) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines[-1].startswith(
+        "error: A micro-batch of 128 tokens does not fit in the GPU's memory; halve --data.train_tok"
+    )
 
 
 def cut(path: Path) -> None:

@@ -12,6 +12,7 @@ import yaml
 from small_run import golf, write_recipe
 
 from golf_lightning.data.manifest import Manifest
+from golf_lightning.reporting.run_folder import ROOT, sources_digest
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -65,6 +66,16 @@ def test_the_environment_names_versions_and_no_host(finished: Path) -> None:
     assert {"commit", "dirty", "gpus", "driver", "ranks"} <= set(environment)
     assert environment["ranks"] == 1
     assert re.search(r"hostname|\bnode\b", json.dumps(list(environment))) is None
+
+
+def test_the_digest_tells_programs_apart(finished: Path, tmp_path: Path) -> None:
+    assert read(finished / "environment.json")["sources"] == sources_digest(ROOT)
+    assert sources_digest(tmp_path) is None
+    (tmp_path / "callbacks").mkdir()
+    (tmp_path / "callbacks" / "a.py").write_text("one")
+    first = sources_digest(tmp_path)
+    (tmp_path / "callbacks" / "a.py").rename(tmp_path / "callbacks" / "b.py")
+    assert first is not None and sources_digest(tmp_path) != first
 
 
 def test_documents_add_up_to_the_scores(finished: Path, data: Path) -> None:
