@@ -34,7 +34,7 @@ class TTTConfig:
         sgd_lr: learning rate of that pass.
         slots: documents open at a time, the knob for memory: 84 MB each at full size, 120 MB in cached mode; a
             CPU takes at most 32.
-        rows: most tokens in one forward pass; at least ``window``.
+        rows: most tokens in one forward pass; at least ``window``. A CPU takes at most 8,192, or a window.
         order: in which documents enter: as they come (stream); longest first among 4,096 (window) or all (sorted), both
             objected to in the contest because they look at lengths ahead. Scores are the same.
         seed: of the adapters' starting noise, at least 0.

@@ -15,8 +15,8 @@ import numpy.typing as npt
 Counts = npt.NDArray[np.int64]
 
 ENDING_SHARE = 4
-"""One part in so many of a step's rows goes to documents nearest to their end while others wait: of a half, a quarter
-and a tenth, all that 1,024 documents of the contest's lengths need in 256 slots is a quarter."""
+"""One part in so many of a step's rows goes to documents nearest to their end while others wait. With 1,024 documents
+of the contest's lengths in 256 slots a tenth leaves long ones to run on alone, a quarter none; a half gains no more."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -153,12 +153,14 @@ def sources_digest(root: Path) -> str | None:
         root: folder of the two packages.
 
     Returns:
-        The digest, or ``None`` in a bundled program, which has no files.
+        The digest, or ``None`` in a bundled program, whose files are minified; it is known by lacking the bundler.
     """
-    digest, found = hashlib.sha256(), sorted(path for name in PROGRAM for path in (root / name).rglob("*.py"))
-    for path in found:
+    if not (root / "golf_lightning" / "submission" / "bundle.py").is_file():
+        return None
+    digest = hashlib.sha256()
+    for path in sorted(path for name in PROGRAM for path in (root / name).rglob("*.py")):
         digest.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes() + b"\0")
-    return digest.hexdigest() if found else None
+    return digest.hexdigest()
 
 
 def _version(package: str) -> str | None:

@@ -73,6 +73,7 @@ def make_entry(
             for run, report in zip(runs, reports, strict=True)
         },
         "commit": runs[0].record.environment.get("commit"),
+        "uncommitted": any(run.record.environment.get("dirty") for run in runs),
         "data": reports[0].subject["data_fingerprint"],
     }
 

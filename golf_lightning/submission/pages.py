@@ -63,6 +63,7 @@ for a gain of {{ test.bar_nats }} nats.
     python train_gpt.py test --ckpt_path runs/{{ run_name }}/artifact.golf
 
 `train_gpt.py` holds the whole program{% if entry.commit %} of commit {{ entry.commit }}{% endif %}
+{%- if entry.uncommitted %}, with changes that were not committed,{% endif %}
 with this configuration as its defaults; seeds differ in `--seed_everything` alone.
 Fingerprint of the data: {{ entry.data }}.
 

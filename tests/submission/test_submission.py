@@ -121,6 +121,18 @@ def test_the_readme_shows_results_rules_and_settings(folder: Path, made: Path) -
     assert "python train_gpt.py fit --seed_everything 1" in text
 
 
+@pytest.mark.parametrize("dirty", [True, False])
+def test_changes_that_were_not_committed_are_told(runs: list[Path], dirty: bool) -> None:
+    for run in runs:
+        change(run / "environment.json", lambda value: value.update(commit="c0ffee", dirty=dirty))
+    out = runs[0].parent / "submission"
+    submit(runs[:1], out, ME, bundler=bundler, audit_config=QUICK, seeds=1)
+    assert entry(out)["uncommitted"] is dirty
+    text = " ".join((out / "README.md").read_text().split())
+    changed = ", with changes that were not committed," if dirty else ""
+    assert f"holds the whole program of commit c0ffee{changed} with this configuration" in text
+
+
 def test_tables_of_the_readme_have_no_gaps(folder: Path) -> None:
     """A blank line inside a table would end it."""
     blocks = (folder / "README.md").read_text().split("\n\n")

@@ -70,9 +70,11 @@ def test_the_environment_names_versions_and_no_host(finished: Path) -> None:
 
 def test_the_digest_tells_programs_apart(finished: Path, tmp_path: Path) -> None:
     assert read(finished / "environment.json")["sources"] == sources_digest(ROOT)
-    assert sources_digest(tmp_path) is None
-    (tmp_path / "callbacks").mkdir()
+    for name in ("callbacks", "golf_lightning/submission"):
+        (tmp_path / name).mkdir(parents=True)
     (tmp_path / "callbacks" / "a.py").write_text("one")
+    assert sources_digest(tmp_path) is None  # as in a bundle
+    (tmp_path / "golf_lightning" / "submission" / "bundle.py").write_text("two")
     first = sources_digest(tmp_path)
     (tmp_path / "callbacks" / "a.py").rename(tmp_path / "callbacks" / "b.py")
     assert first is not None and sources_digest(tmp_path) != first
