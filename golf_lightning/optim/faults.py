@@ -70,6 +70,9 @@ class ProcessWatch(threading.Thread):
                 if status := process.poll():
                     if status in INTERRUPTED:
                         time.sleep(2 * GRACE_S)
+                    elif status > 0:
+                        # It has left its error, which this rank's own end names: see report_fault.
+                        time.sleep(GRACE_S / 2)
                     self.end(f"rank {rank} (process {process.pid}) ended {how_it_ended(status)}")
             time.sleep(self.interval_s)
 
