@@ -152,6 +152,14 @@ def test_room_for_many_documents_is_bounded_on_a_cpu_alone():
     assert bounded(small_config(rows=20_000, window=20_000), documents=9, device=torch.device("cpu")).rows == 20_000
 
 
+def test_documents_are_scored_in_no_more_room_than_they_use(monkeypatch):
+    rooms = []
+    monkeypatch.setattr(Engine, "warm_up", lambda self: rooms.append(self.config.slots))
+    score(small_gpt(), small_split(), small_config(slots=300))
+    score(small_gpt(), small_split([3] * 50), small_config(slots=300))
+    assert rooms == [len(LENGTHS), CPU_SLOTS]
+
+
 def test_a_gpu_that_is_too_small_is_told_in_one_sentence(monkeypatch):
     def full(self):
         raise torch.OutOfMemoryError("CUDA out of memory.")
