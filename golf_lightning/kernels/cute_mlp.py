@@ -26,7 +26,7 @@ class Tiles(NamedTuple):
 
 
 HIDDEN_TILES = Tiles(128, 160, 32, 16)
-PRODUCT_TILES = Tiles(128, 192, 64, 4)
+PRODUCT_TILES = Tiles(128, 192, 64, 16)
 
 
 def formulas(maximum: Callable[[Any, Any], Any]) -> tuple[Callable[..., dict[str, Any]], ...]:
