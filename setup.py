@@ -42,6 +42,7 @@ setup(
         "lightning>=2.6.4,<2.7",
         "matplotlib>=3.9",
         "numpy>=1.26",
+        "nvidia-ml-py>=12.535",
         "pyarrow>=16",
         "python-minifier>=3",
         "PyYAML>=6",

@@ -8,6 +8,7 @@ import torch
 
 from golf_lightning.benchmark.floors import Ceilings, floors_ms, product_flops
 from golf_lightning.benchmark.parts import Trace, trace_micro_batch
+from golf_lightning.benchmark.power import PowerMeter
 from golf_lightning.benchmark.step import Clock, Step
 
 
@@ -32,6 +33,11 @@ class Phase:
         ms_parts: of one micro-batch, by part, where kernels could be told apart.
         ms_floors: least milliseconds of each part.
         ms_gaps: between kernels, a micro-batch; ``None`` on a CPU.
+        watts: mean power of the GPU's board in the timed steps; ``None`` where it is not known, like the next four.
+        watts_limit: to which the board is held.
+        joules_per_step: energy of an optimizer step.
+        mhz: mean clock of the multiprocessors in the timed steps.
+        mhz_limit: their highest.
     """
 
     recurrent: bool
@@ -49,6 +55,11 @@ class Phase:
     ms_parts: dict[str, float]
     ms_floors: dict[str, float | None]
     ms_gaps: float | None
+    watts: float | None
+    watts_limit: float | None
+    joules_per_step: float | None
+    mhz: float | None
+    mhz_limit: int | None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -65,16 +76,21 @@ def measure_phase(step: Step, *, recurrent: bool, steps: int, ceilings: Ceilings
         step.run()
     synchronize(device)
     host_ms = 1e3 * _seconds_of_micro_batch(step, wait=False)
+    meter, clocks = PowerMeter(device), list[int]()
     if cuda:
         torch.cuda.reset_peak_memory_stats()
         torch.cuda.set_sync_debug_mode("error")
     graphs, clock = _compiled_graphs(), Clock(device)
-    started = time.perf_counter()
-    losses = [step.run(clock.mark) for _ in range(steps)]
+    started, joules = time.perf_counter(), meter.joules()
+    for _ in range(steps):
+        loss = step.run(clock.mark)
+        if (mhz := meter.mhz()) is not None:  # the host is ahead of the device, which is at work
+            clocks.append(mhz)
     if cuda:
         torch.cuda.set_sync_debug_mode("default")
     synchronize(device)
     elapsed = time.perf_counter() - started
+    used = _difference(meter.joules(), joules)
     recompiles = _compiled_graphs() - graphs
     memory = torch.cuda.max_memory_allocated() / 1e9 if cuda else None
     batch = step.batches[0]
@@ -97,12 +113,21 @@ def measure_phase(step: Step, *, recurrent: bool, steps: int, ceilings: Ceilings
         recompiles=recompiles,
         peak_memory_gb=memory,
         mfu=product_flops(model.config, depth) * rate / ceilings.flops,
-        loss=float(losses[-1]),
+        loss=float(loss),
         ms_parts=trace.parts,
         ms_floors={part: floors[part] for part in trace.parts},
-        ms_gaps=None if trace.span_ms is None else trace.span_ms - trace.busy_ms,
+        ms_gaps=_difference(trace.span_ms, trace.busy_ms),
+        watts=None if used is None else used / elapsed,
+        watts_limit=meter.limit_w,
+        joules_per_step=None if used is None else used / steps,
+        mhz=sum(clocks) / len(clocks) if clocks else None,
+        mhz_limit=meter.limit_mhz,
     )
     return phase, trace
+
+
+def _difference(after: float | None, before: float | None) -> float | None:
+    return None if after is None or before is None else after - before
 
 
 def _seconds_of_micro_batch(step: Step, *, wait: bool = True) -> float:

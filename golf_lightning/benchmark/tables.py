@@ -19,12 +19,19 @@ RATES = {
     "host_ms": ("ms of the host to launch a micro-batch", "{:.2f}"),
     "mfu": ("model FLOP utilization", "{:.1%}"),
     "peak_memory_gb": ("peak memory, GB", "{:.1f}"),
+    "watts": ("power of the board, W", "{:.0f}"),
+    "joules_per_step": ("energy of a step, J", "{:.0f}"),
+    "mhz": ("clock of the multiprocessors, MHz", "{:.0f}"),
     "first_s": ("first micro-batch with compilation, s", "{:.1f}"),
     "recompiles": ("recompiles in the timed steps", "{:d}"),
     "lightning_ms_per_step": ("ms a step in Lightning", "{:.1f}"),
     "lightning_ratio": ("Lightning over bare loop", "{:.4f}"),
 }
 """Figures of a phase in the order shown: key, label, format."""
+
+
+POWER_BOUND = 0.95
+"""Share of the power limit from which a board counts as held back by it."""
 
 
 def phase_name(phase: dict[str, Any]) -> str:
@@ -41,6 +48,8 @@ def print_result(result: dict[str, Any], console: Console) -> None:
         if any(value is not None for value in values):
             table.add_row(label, *("" if value is None else form.format(value) for value in values))
     console.print(table)
+    if note := power_note(phases):
+        console.print(note, highlight=False)
     columns = [text for phase in phases for text in (phase_name(phase), "floor")]
     parts = Table("ms a micro-batch", *columns)
     for part in phases[0]["ms_parts"]:
@@ -53,6 +62,21 @@ def print_result(result: dict[str, Any], console: Console) -> None:
     ]
     parts.add_row("sum", *(f"{total:.2f}" for total in totals))
     console.print(parts)
+
+
+def power_note(phases: list[dict[str, Any]]) -> str | None:
+    """A sentence if a phase was held back by the board's power limit, else ``None``."""
+    known = [phase for phase in phases if phase.get("watts") and phase["watts_limit"]]
+    held = [phase for phase in known if phase["watts"] > POWER_BOUND * phase["watts_limit"]]
+    if not held:
+        return None
+    watts, limit = (max(phase[key] for phase in held) for key in ("watts", "watts_limit"))
+    clocks = [f"{phase['mhz']:.0f} of {phase['mhz_limit']} MHz" for phase in held if phase["mhz"]]
+    return (
+        f"The board was at its power limit ({watts:.0f} of {limit:.0f} W"
+        + "".join(f", {clock}" for clock in clocks)
+        + "): compare energy too, since a change that saves time alone gains little there."
+    )
 
 
 def print_ratios(result: dict[str, Any], other: dict[str, Any], console: Console) -> None:

@@ -2,7 +2,9 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
+import pynvml
 import pytest
 import torch
 
@@ -10,8 +12,10 @@ from golf_lightning.__main__ import main
 from golf_lightning.benchmark.floors import Ceilings, attention_flops, floors_ms, product_flops
 from golf_lightning.benchmark.measure import measure_phase
 from golf_lightning.benchmark.parts import part_of
+from golf_lightning.benchmark.power import PowerMeter
 from golf_lightning.benchmark.step import Step
 from golf_lightning.benchmark.stream import folder_stream, random_stream
+from golf_lightning.benchmark.tables import power_note
 from golf_lightning.errors import GolfError
 from golf_lightning.model.config import GPTConfig
 from golf_lightning.model.gpt import GPT
@@ -118,3 +122,68 @@ def test_bad_input_is_told_in_one_sentence(
     assert main(["bench", *arguments]) == 2
     error = capsys.readouterr().err
     assert sentence in error and error.count("\n") == 1
+
+
+@pytest.fixture
+def board(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """A driver in the place of NVML; what it counts can be changed."""
+    counts = {"mJ": 5_000_000, "mW": 700_000, "MHz": 1_830}
+
+    def energy(handle: str) -> int:
+        if "mJ" not in counts:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        return counts["mJ"]
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid="1234-5678"))
+    monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", {"GPU-1234-5678": "board"}.__getitem__)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetEnforcedPowerLimit", lambda handle: counts["mW"])
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetMaxClockInfo", lambda handle, kind: 1_980)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetClockInfo", lambda handle, kind: counts["MHz"])
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetTotalEnergyConsumption", energy)
+    return counts
+
+
+def test_power_is_that_of_torchs_gpu_in_watts_and_joules(board: dict[str, int]) -> None:
+    meter = PowerMeter(torch.device("cuda", 0))
+    before = meter.joules()
+    board["mJ"] += 1_400_000
+    assert before is not None and meter.joules() == before + 1_400
+    assert (meter.limit_w, meter.limit_mhz, meter.mhz()) == (700, 1_980, 1_830)
+
+
+def test_a_counter_that_the_driver_lacks_is_not_known(board: dict[str, int]) -> None:
+    del board["mJ"]
+    meter = PowerMeter(torch.device("cuda", 0))
+    assert meter.joules() is None and meter.mhz() == 1_830
+
+
+def test_a_cpu_has_no_such_counters() -> None:
+    meter = PowerMeter(torch.device("cpu"))
+    assert (meter.joules(), meter.mhz(), meter.limit_w, meter.limit_mhz) == (None, None, None, None)
+
+
+def test_a_phase_tells_energy_and_power_of_its_steps(board: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    meter = PowerMeter(torch.device("cuda", 0))
+    monkeypatch.setattr("golf_lightning.benchmark.measure.PowerMeter", lambda device: meter)
+    step = Step(GPT(TINY), random_stream(TINY, 128, 2), accumulate=1)
+    run = step.run
+
+    def working(*arguments: object) -> torch.Tensor:
+        board["mJ"] += 300_000
+        return run(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(step, "run", working)
+    phase, _ = measure_phase(step, recurrent=False, steps=3, ceilings=ONE)
+    assert phase.joules_per_step == pytest.approx(300)
+    assert phase.watts == pytest.approx(300e3 / phase.ms_per_step)
+    assert (phase.mhz, phase.mhz_limit, phase.watts_limit) == (1_830, 1_980, 700)
+
+
+@pytest.mark.parametrize(
+    ("watts", "limit", "said"),
+    [(690.0, 700.0, True), (500.0, 700.0, False), (None, 700.0, False), (690.0, None, False)],
+)
+def test_a_board_at_its_power_limit_is_told(watts: float | None, limit: float | None, said: bool) -> None:
+    note = power_note([{"watts": watts, "watts_limit": limit, "mhz": 1_740.0, "mhz_limit": 1_980}])
+    assert (note is not None and "690 of 700 W, 1740 of 1980 MHz" in note) is said
