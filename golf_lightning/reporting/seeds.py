@@ -23,6 +23,15 @@ BAR_NATS = 0.005
 BAR_P = 0.01
 """Probability of a mere accident that the contest allows."""
 
+ALIKE = {
+    "commit": "commits",
+    "sources": "programs",
+    "gpus": "GPUs",
+    "ranks": "numbers of ranks",
+    "backends": "kernels",
+}
+"""What of a run's environment should be the same for all seeds, and how it is called."""
+
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
@@ -94,17 +103,23 @@ class Group:
     def notes(self) -> list[str]:
         """What makes the runs less alike than their configurations."""
         notes = []
-        for key, what in (("commit", "commits"), ("gpus", "GPUs"), ("ranks", "numbers of ranks")):
-            found = [run.environment.get(key) for run in self.runs]
-            if len(different := {str(value) for value in found if value is not None}) > 1:
-                short = sorted(text[:12] if key == "commit" else text for text in different)
-                notes.append(f"The runs had different {what}: {', '.join(short)}.")
+        for key, what in ALIKE.items():
+            found = [_told(run.environment.get(key)) for run in self.runs]
+            if len(different := {text for text in found if text is not None}) > 1:
+                notes.append(f"The runs had different {what}: {', '.join(sorted(different))}.")
         if any(run.environment.get("dirty") for run in self.runs):
             notes.append("Some of the code was not committed.")
         seeds = Counter(run.seed for run in self.runs if run.seed is not None)
         if twice := [str(seed) for seed, count in seeds.items() if count > 1]:
             notes.append(f"Seed {', '.join(twice)} stands for several runs.")
         return notes
+
+
+def _told(value: Any) -> str | None:
+    """A value of the environment for a sentence; digests as short as they are told apart by eye."""
+    if isinstance(value, dict):
+        return "; ".join(f"{key} {what}" for key, what in value.items())
+    return None if value is None else re.sub(r"\b[0-9a-f]{40,64}\b", lambda found: found[0][:12], str(value))
 
 
 def group_runs(runs: list[Run]) -> list[Group]:

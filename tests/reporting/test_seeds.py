@@ -8,6 +8,7 @@ import pytest
 from run_folders import make_run, result, score, write_json
 
 from golf_lightning.errors import GolfError
+from golf_lightning.files import read_json
 from golf_lightning.reporting.runs import read_run
 from golf_lightning.reporting.seeds import BAR_NATS, Group, compare, group_runs
 
@@ -155,10 +156,15 @@ def test_scores_of_other_text_are_not_compared(tmp_path: Path) -> None:
 def test_unlike_conditions_are_noted(tmp_path: Path) -> None:
     folders = seeds(tmp_path, "golf", RECORD)
     write_json(folders[1] / "environment.json", {"commit": "beef", "dirty": True, "gpus": ["H200"], "ranks": 8})
+    for folder, digit, products in (folders[0], "a", "triton"), (folders[2], "b", "quack-kernels"):
+        told = read_json(folder / "environment.json")
+        write_json(folder / "environment.json", told | {"sources": digit * 64, "backends": {"MLP products": products}})
     (found,) = group_runs([read_run(folder) for folder in folders])
     notes = " ".join(found.notes)
     assert "different commits: beef, c0ffee" in notes
     assert "different GPUs" in notes
+    assert f"different programs: {'a' * 12}, {'b' * 12}." in notes
+    assert "different kernels: MLP products quack-kernels, MLP products triton." in notes
     assert "not committed" in notes
     assert "ranks" not in notes
 
