@@ -9,6 +9,7 @@ from torch import Tensor
 
 from golf_lightning.compression.artifact import Artifact
 from golf_lightning.compression.quantize import ROLES, QuantizedTensor
+from golf_lightning.compression.trellis import on_trellis
 
 # N matrices of a bank, R rows, C columns, V values that a code takes
 
@@ -22,9 +23,10 @@ class CodeFacts:
         bits: width of a code, the largest if several.
         bytes: coded size; scales are counted apart.
         bits_per_weight: the same per code.
-        order_0_bits: entropy per code of one distribution for each bank.
+        order_0_bits: entropy per code of one distribution for each bank; on the trellis, whose state tells whether the
+            next level is even, of one distribution of even levels and one of odd ones.
         row_normal_bits: length per code with a normal distribution of each row's own spread, cut at half codes: what a
-            coder that knows the rows' spreads and nothing else can reach.
+            coder that knows the rows' spreads, and the trellis where there is one, and nothing else can reach.
         clip_sd: clip point in standard deviations of a row, the geometric mean over rows that are not zero.
         largest_code: the largest magnitude of a code.
         clipped: share of codes at the clip point.
@@ -52,12 +54,14 @@ class BankCounts:
         bits: width of a code.
         counts_NRV: ``[N, R, V]`` int64; value v stands for code ``v - largest``.
         clip_sd_NR: ``[N, R]`` float64, clip point of each row in its standard deviations; infinite for rows of zeros.
+        trellis: whether all codes follow the trellis, so that it is known of each whether it is even.
     """
 
     name: str
     bits: int
     counts_NRV: Tensor
     clip_sd_NR: Tensor
+    trellis: bool
 
     @property
     def largest(self) -> int:
@@ -81,8 +85,21 @@ class BankCounts:
         distance_V, spread_NR1 = self.codes_V.abs(), self.spread_NR1
         near_NRV = torch.special.log_ndtr(-(distance_V - 0.5) / spread_NR1)
         far_NRV = torch.special.log_ndtr(-(distance_V + 0.5) / spread_NR1)
-        nats_NRV = -(near_NRV + (-torch.expm1(far_NRV - near_NRV)).log())
-        return (self.counts_NRV * nats_NRV).sum(-1) / math.log(2)
+        log_NRV = near_NRV + (-torch.expm1(far_NRV - near_NRV)).log()
+        if self.trellis:
+            for codes_V in self._classes():
+                log_NRV[..., codes_V] -= log_NRV[..., codes_V].logsumexp(-1, keepdim=True)
+        return -(self.counts_NRV * log_NRV).sum(-1) / math.log(2)
+
+    def order_0_bits(self) -> float:
+        """Bits of all codes together under one distribution, or on the trellis one of even and one of odd codes."""
+        counts_V = self.counts_NRV.sum((0, 1))
+        return sum(_entropy(counts_V[codes_V]) for codes_V in self._classes())
+
+    def _classes(self) -> list[Tensor]:
+        """Masks ``[V]`` of the codes among which a decoder must choose: all, or even and odd ones."""
+        odd_V = self.codes_V % 2 != 0
+        return [~odd_V, odd_V] if self.trellis else [torch.ones_like(odd_V)]
 
     def expected_V(self) -> Tensor:
         """Shares of the codes if each row were normal with its own spread, ``[V]`` float64."""
@@ -101,7 +118,8 @@ def count_codes(name: str, matrix: QuantizedTensor) -> BankCounts:
     codes_V = torch.arange(-largest, largest + 1, dtype=torch.float64)
     mean_NR1 = (counts_NRV * codes_V).sum(-1, keepdim=True) / columns
     variance_NR = (counts_NRV * (codes_V - mean_NR1) ** 2).sum(-1) / max(1, columns - 1)
-    return BankCounts(name, matrix.bits, counts_NRV, largest / variance_NR.sqrt())
+    codes_MRC = matrix.codes.reshape(-1, *matrix.codes.shape[-2:]).numpy()
+    return BankCounts(name, matrix.bits, counts_NRV, largest / variance_NR.sqrt(), on_trellis(codes_MRC))
 
 
 def code_facts(banks: list[BankCounts], coded_bytes: int) -> CodeFacts:
@@ -120,7 +138,7 @@ def code_facts(banks: list[BankCounts], coded_bytes: int) -> CodeFacts:
         bits=max(bank.bits for bank in banks),
         bytes=coded_bytes,
         bits_per_weight=8 * coded_bytes / weights,
-        order_0_bits=sum(_entropy(counts) for counts in pooled) / weights,
+        order_0_bits=sum(bank.order_0_bits() for bank in banks) / weights,
         row_normal_bits=float(sum(bank.row_normal_bits().sum() for bank in banks)) / weights,
         clip_sd=float(clip[clip.isfinite()].log().mean().exp()) if clip.isfinite().any() else math.inf,
         largest_code=int(max(taken)),

@@ -11,8 +11,9 @@ from golf_lightning.reporting.artifact_facts import ArtifactFacts, CodeFacts, ar
 COLUMNS = "part", "weights", "bytes", "of file", "bits each", "order 0", "by row", "excess", "width", "clip", "clipped"
 LEGEND = """\
 bits each: bytes in the file per weight. order 0: entropy of the codes, one distribution for each bank. by row: ideal
-length under a normal distribution of each row's own spread; excess: bytes above that. clip: clip point in standard
-deviations of a row. clipped: share of codes at the clip point."""
+length under a normal distribution of each row's own spread; excess: bytes above that. Of codes on the trellis it is
+known whether they are even: both entropies are those of the rest. clip: clip point in standard deviations of a row.
+clipped: share of codes at the clip point."""
 
 
 def main(argv: list[str]) -> int:
@@ -65,7 +66,8 @@ def table(facts: ArtifactFacts) -> str:
     lines.append(_line("header", "", f"{header:,}", _share(header, facts.file_bytes)))
     ideal = sum(codes.row_normal_bits * codes.weights for codes in facts.roles.values()) / 8
     if ideal:
-        lines += ["", f"the whole file is {100 * (facts.file_bytes / ideal - 1):.2f}% above the ideal of its codes"]
+        over = 100 * (facts.file_bytes / ideal - 1)
+        lines += ["", f"the whole file is {abs(over):.2f}% {'above' if over >= 0 else 'below'} the ideal of its codes"]
     return "\n".join(line.rstrip() for line in lines)
 
 

@@ -13,6 +13,7 @@ from scipy import stats
 from golf_lightning.__main__ import main
 from golf_lightning.compression.artifact import read_artifact
 from golf_lightning.compression.quantize import ROLES, QuantizedTensor
+from golf_lightning.compression.trellis import low_bits
 from golf_lightning.reporting.artifact_facts import artifact_facts, code_facts, count_codes
 
 GOLDEN = FOLDER / "raw.golf"
@@ -55,6 +56,28 @@ def test_entropies_agree_with_a_reference(bits: int, spread: float) -> None:
     assert facts.largest_code == abs(codes).max()
     assert facts.clipped == (abs(codes) == 2 ** (bits - 1) - 1).mean()
     assert facts.zeros == (codes == 0).mean()
+
+
+def test_on_the_trellis_evenness_is_known_and_costs_nothing() -> None:
+    rng = np.random.default_rng(1)
+    drive = rng.integers(0, 2, (2, 40, 300)).astype(np.uint8)
+    codes = (4 * rng.normal(0.0, 1.0, drive.shape).round().clip(-3, 3) + 2 * drive + low_bits(drive)).astype(np.int8)
+    matrix = QuantizedTensor("mlp", 5, torch.tensor(codes), torch.ones(codes.shape[:-1]).half())
+    facts = code_facts([count_codes("up", matrix)], 1)
+    halves = [codes[codes % 2 == odd] for odd in (0, 1)]
+    entropies = [stats.entropy(np.unique(half, return_counts=True)[1], base=2) * half.size for half in halves]
+    assert facts.order_0_bits == pytest.approx(sum(entropies) / codes.size, rel=1e-12)
+    bits = 0.0
+    for row in codes.reshape(-1, codes.shape[-1]).astype(np.float64):
+        spread = math.sqrt((row**2).mean())
+        for odd in (0, 1):
+            among = np.arange(-15, 16)[np.arange(-15, 16) % 2 == odd]
+            total = (stats.norm.cdf((among + 0.5) / spread) - stats.norm.cdf((among - 0.5) / spread)).sum()
+            taken = row[row % 2 == odd]
+            bits -= np.log2(
+                (stats.norm.cdf((taken + 0.5) / spread) - stats.norm.cdf((taken - 0.5) / spread)) / total
+            ).sum()
+    assert facts.row_normal_bits == pytest.approx(bits / codes.size, rel=1e-9)
 
 
 def test_a_code_far_in_the_tail_has_a_finite_length() -> None:
