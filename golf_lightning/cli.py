@@ -170,7 +170,10 @@ class GolfCLI(LightningCLI):
     @override
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         run = self._get(self.config_init, "run")
-        run.config = self.parser_of_subcommand().dump(self.config[str(self.subcommand)], skip_none=False)
+        options = self.config[str(self.subcommand)].clone()
+        if self.subcommand == "fit":  # a continued run is repeated from its beginning
+            options.ckpt_path = None
+        run.config = self.parser_of_subcommand().dump(options, skip_none=False)
         run.model_file = self._get(self.config_init, "ckpt_path")
         given = self._get(self.config_init, "trainer")
         if given.get("logger") in (None, True):

@@ -15,10 +15,11 @@ from golf_lightning.compression.banks import BankErrors, quantize_state
 from golf_lightning.compression.budget import BudgetConfig, measure_budget
 from golf_lightning.compression.coding import CoderName, coder_named
 from golf_lightning.compression.hessians import Calibration, collect_hessians
-from golf_lightning.compression.quantize import QuantizationConfig, QuantizedState
+from golf_lightning.compression.quantize import ROLES, QuantizationConfig, QuantizedState
 from golf_lightning.compression.ranks import on_rank_zero
 from golf_lightning.compression.rate import fill_budget, plan_steps
 from golf_lightning.compression.report import ExportReport, clip_points, predicted_nats, relative_errors
+from golf_lightning.compression.search import LEAST_LARGEST
 from golf_lightning.compression.sensitivity import collect_sensitivities
 from golf_lightning.data.batch import PackedBatch
 from golf_lightning.errors import GolfError
@@ -62,6 +63,12 @@ class ExportConfig:
             raise GolfError(
                 "brotli cannot see a trellis and would waste a bit a weight; set quantization.trellis false."
             )
+
+        for role in ROLES if self.trellis and self.rate == "fixed" else ():
+            if self.quantization.precision(role).largest < LEAST_LARGEST:
+                raise GolfError(
+                    f"{role}_bits is too small for the trellis; choose at least 4, or set quantization.trellis false."
+                )
 
     @property
     def trellis(self) -> bool:

@@ -190,11 +190,18 @@ def test_loading_draws_nothing_from_the_generators(tmp_path, quantized):
         ({"rate": "free"}, "rate is 'free'"),
         ({"quantization": QuantizationConfig(method="rtn")}, "rate fixed for round to nearest"),
         ({"coder": "brotli"}, "set .*trellis"),
+        ({"rate": "fixed", "quantization": QuantizationConfig(mlp_bits=3)}, "mlp_bits .* at least 4, or set .*trellis"),
     ],
 )
 def test_refuses_settings_out_of_range(values, message):
     with pytest.raises(GolfError, match=message):
         ExportConfig(**values)
+
+
+def test_few_bits_are_fine_where_no_trellis_uses_them():
+    few = {"attention_bits": 2, "mlp_bits": 2, "embedding_bits": 3}
+    ExportConfig(rate="fixed", quantization=QuantizationConfig(trellis=False, **few))
+    ExportConfig(rate="budget", quantization=QuantizationConfig(**few))
 
 
 @pytest.mark.parametrize("limit", [8_000, 10_000])

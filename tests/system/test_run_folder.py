@@ -136,6 +136,8 @@ def test_a_run_is_not_continued_in_the_folder_of_another(run: Path, finished: Pa
     own = run / "checkpoints" / "last.ckpt"
     assert again(run, "fit", "--ckpt_path", own, "--trainer.max_steps", 8) == 0
     assert sorted(path.name for path in (run / "metrics").iterdir()) == ["version_0", "version_1"]
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["ckpt_path"] is None, "the same options again must repeat the run, not continue what is finished"
 
 
 ROUND = ("--model.export.quantization.method", "rtn", "--model.export.rate", "fixed")
