@@ -54,14 +54,19 @@ class Console(pl.Callback):
         self._batches += 1
         if within_step(trainer):
             return
-        if trainer.should_stop or trainer.global_step % self.every_steps == 0:
+        step = trainer.global_step
+        tokens = step * trainer.accumulate_grad_batches * self._batch_tokens(trainer, pl_module)
+        pl_module.result.record("train", steps=step, tokens=tokens)  # whatever ends the run
+        # A signal ends the run after this step.
+        signal = pl_module.optimizer.exchange.agreed().signal
+        if trainer.should_stop or signal or step % self.every_steps == 0:
             self._report(trainer, pl_module)
 
     def _report(self, trainer: pl.Trainer, module: GolfModule) -> None:
         assert self._loss is not None
         loss = float(self._loss) / self._batches  # waits for the device, so the seconds below are whole
         seconds = time.perf_counter() - self._since
-        batch_tokens = module.datamodule.train_packing.tokens * trainer.world_size
+        batch_tokens = self._batch_tokens(trainer, module)
         self._all_seconds += seconds
         self._all_batches += self._batches
         rate = self._batches * batch_tokens / seconds
@@ -82,14 +87,15 @@ class Console(pl.Callback):
             logger.log_metrics(values, step=trainer.global_step)
         module.result.record(
             "train",
-            steps=trainer.global_step,
-            tokens=trainer.global_step * trainer.accumulate_grad_batches * batch_tokens,
             tokens_per_second=self._all_batches * batch_tokens / self._all_seconds,
             loss=loss,
         )
         if module.device.type == "cuda":
             module.result.record("train", peak_memory_bytes=torch.cuda.max_memory_allocated())
         self._begin()
+
+    def _batch_tokens(self, trainer: pl.Trainer, module: GolfModule) -> int:
+        return module.datamodule.train_packing.tokens * trainer.world_size
 
     def _begin(self) -> None:
         self._loss, self._batches, self._since = None, 0, time.perf_counter()

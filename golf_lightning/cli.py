@@ -16,7 +16,7 @@ from golf_lightning.data.datamodule import GolfDataModule
 from golf_lightning.errors import GolfError
 from golf_lightning.module import GolfModule
 from golf_lightning.reporting.loggers import RunLogger
-from golf_lightning.tools import describe_tools
+from golf_lightning.tools import TOOLS, describe_tools
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "strategy": {"class_path": "golf_lightning.optim.strategy.MuonStrategy"},
@@ -43,6 +43,10 @@ class GolfParser(LightningArgumentParser):
         """Raise the mistake as a GolfError, naming the nearest option where one was misspelt."""
         parser = getattr(ex, "subcommand_parser", None) or self
         text = " ".join(str(message).split()).rstrip(".")
+        if text.startswith(("argument subcommand", 'expected "subcommand"')):
+            given = re.search("invalid choice: '(.*?)'", text)
+            text = f"there is no command {given[1]}" if given else "no command was given"
+            text += f"; choose from {', '.join((*GolfCLI.subcommands(), *TOOLS))}"
         if unknown := re.search(r"(?:accept option|arguments?:|arguments) '?(?:--)?([\w.]+)", text):
             options = [name.lstrip("-") for action in parser._actions for name in action.option_strings]
             near = difflib.get_close_matches(unknown[1], options, n=1)

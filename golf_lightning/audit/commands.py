@@ -46,7 +46,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--precision", choices=choices, default="auto", help="of the network (bfloat16 on a GPU, float32 on a CPU)"
     )
-    parser.add_argument("--device", default="auto", metavar="NAME", help="cpu or cuda (a GPU where there is one)")
+    parser.add_argument(
+        "--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:1 (default: a GPU where there is one)"
+    )
     number("seed", "of everything that is drawn")
     return parser
 

@@ -1,5 +1,6 @@
 """All checks of an artifact, in order."""
 
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,7 +49,7 @@ class AuditConfig:
         training_limit_s: most seconds of training.
         scoring_limit_s: most seconds of scoring.
         precision: dtype in which the network computes; auto is bfloat16 on a GPU and float32 on a CPU.
-        device: cpu, cuda, or auto for a GPU where there is one.
+        device: cpu, cuda, cuda:1 and so on, or auto for a GPU where there is one.
         seed: of everything that is drawn.
     """
 
@@ -67,9 +68,18 @@ class AuditConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("positions", 1), ("lengths", 1), ("distributions", 0), ("documents", 2), ("chunks", 3)):
+        for name, least in (
+            ("positions", 1),
+            ("lengths", 1),
+            ("distributions", 0),
+            ("documents", 2),
+            ("chunks", 3),
+            ("seed", 0),
+        ):
             if getattr(self, name) < least:
                 raise GolfError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise GolfError(f"device is {self.device!r}; choose auto, cpu, cuda, or one GPU such as cuda:1.")
         if not 2 <= self.window_chunks < self.chunks:
             raise GolfError(
                 f"window_chunks is {self.window_chunks}; choose 2 or more, and fewer than the {self.chunks} chunks of "
@@ -186,8 +196,8 @@ def _model(content: Artifact, config: AuditConfig) -> GPT:
     device = config.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise GolfError("There is no GPU here; give --device cpu.")
+    if device.startswith("cuda") and int(device.partition(":")[2] or 0) >= torch.cuda.device_count():
+        raise GolfError(f"There is no GPU {device} here; give --device cpu, or auto.")
     precision = config.precision
     if precision == "auto":
         precision = "bfloat16" if device.startswith("cuda") else "float32"

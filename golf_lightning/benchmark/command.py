@@ -1,6 +1,7 @@
 """``python -m golf_lightning bench``: how fast a configuration trains on this machine, and where the time goes."""
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,16 @@ from golf_lightning.benchmark.floors import measure_ceilings
 from golf_lightning.benchmark.measure import measure_phase
 from golf_lightning.benchmark.step import Step
 from golf_lightning.benchmark.stream import folder_stream, random_stream
-from golf_lightning.benchmark.tables import print_ratios, print_result, write_chart
+from golf_lightning.benchmark.tables import (
+    CHART_SUFFIXES,
+    print_ratios,
+    print_result,
+    read_result,
+    require_phases,
+    write_chart,
+)
 from golf_lightning.errors import GolfError
-from golf_lightning.files import read_json, write_json, write_whole
+from golf_lightning.files import write_json, write_whole
 
 DESCRIPTION = """Time the training step of a configuration on one device: tokens/s, milliseconds by part with their
 floors, memory, recompiles. The stream is random tokens in documents of the contest's lengths (log-normal, median 475
@@ -33,11 +41,14 @@ def main(argv: Sequence[str]) -> int:
         SystemExit: the command line is wrong, or help was asked for.
     """
     arguments, options = build_parser().parse_known_args(argv)
-    if "--config" not in options and "-c" not in options:
+    if not any(option.split("=")[0] == "--config" or option.startswith("-c") for option in options):
         raise GolfError("bench needs a recipe to time; add --config configs/golf.yaml or another.")
-    other = read_json(arguments.compare) if arguments.compare else None
+    if arguments.steps < 1:
+        raise GolfError(f"--steps is {arguments.steps}; give 1 or more.")
+    _check_files(arguments)
+    other = read_result(arguments.compare) if arguments.compare else None
     console = Console()
-    result = run(arguments, options, console)
+    result = run(arguments, options, console, other)
     print_result(result, console)
     if other is not None:
         print_ratios(result, other, console)
@@ -65,8 +76,33 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run(arguments: argparse.Namespace, options: list[str], console: Console) -> dict[str, Any]:
-    """Measure, and write the files that were asked for after every phase."""
+def _check_files(arguments: argparse.Namespace) -> None:
+    """Refuse files that could not be written once the measurement is done."""
+    files = {name: path for name in ("json", "kernels", "chart") if (path := getattr(arguments, name)) is not None}
+    if len({path.absolute() for path in files.values()}) < len(files):
+        raise GolfError("Two of --json, --kernels and --chart name the same file; give each a name of its own.")
+    for name, path in files.items():
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+            raise GolfError(f"--{name} {path} cannot be written; name a file in a folder of yours.")
+    if arguments.chart and arguments.chart.suffix not in CHART_SUFFIXES:
+        raise GolfError(f"--chart is {arguments.chart}; end it in {' or '.join(CHART_SUFFIXES)}.")
+
+
+def run(
+    arguments: argparse.Namespace, options: list[str], console: Console, other: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Measure, and write the files that were asked for after every phase.
+
+    Args:
+        arguments: of the command.
+        options: of ``fit``.
+        console: told what is being done.
+        other: an earlier result that this one is to be compared with.
+
+    Raises:
+        GolfError: bad input, before anything is measured.
+    """
     # What Lightning's parts import takes seconds, and the help needs none of it.
     from callbacks.compile_warmup import CompileWarmup
     from golf_lightning.benchmark.lightning_loop import build_run, lightning_ms_per_step
@@ -79,14 +115,18 @@ def run(arguments: argparse.Namespace, options: list[str], console: Console) -> 
     device, module = parts.trainer.strategy.root_device, parts.model
     module.settle(device)
     model, config = module.model.to(device), module.model.config
-    tokens, accumulate = parts.datamodule.train_packing.tokens, parts.trainer.accumulate_grad_batches
+    recurrences = (False, True) if config.loop_passes > 1 else (False,)
+    if other is not None:
+        require_phases(other, recurrences)
+    packing, accumulate = parts.datamodule.train_packing, parts.trainer.accumulate_grad_batches
+    tokens, segments = packing.tokens, packing.max_segments
     text = arguments.text or arguments.lightning
     batches = (
-        folder_stream(parts.datamodule.folder, config, tokens, STREAM_BATCHES)
+        folder_stream(parts.datamodule.folder, config, tokens, STREAM_BATCHES, max_segments=segments)
         if text
-        else random_stream(config, tokens, STREAM_BATCHES)
+        else random_stream(config, tokens, STREAM_BATCHES, max_segments=segments)
     )
-    step = Step(model, [batch.to(device) for batch in batches], accumulate)
+    step = Step(model, [batch.to(device) for batch in batches], accumulate, module.optimizer_config)
     ceilings = measure_ceilings(device, model.compute_dtype)
     result: dict[str, Any] = {
         "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
@@ -100,7 +140,7 @@ def run(arguments: argparse.Namespace, options: list[str], console: Console) -> 
         "phases": [],
     }
     kernels: list[str] = []
-    for recurrent in (False, True) if config.loop_passes > 1 else (False,):
+    for recurrent in recurrences:
         console.print(f"timing {'with' if recurrent else 'before'} recurrence", highlight=False)
         phase, trace = measure_phase(step, recurrent=recurrent, steps=arguments.steps, ceilings=ceilings)
         figures = phase.to_dict()

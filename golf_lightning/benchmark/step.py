@@ -51,11 +51,12 @@ class Step:
         model: on its device, compiled or not.
         batches: on the same device; used in turn.
         accumulate: micro-batches of a step.
+        optimizer: of the configuration that is timed.
     """
 
-    def __init__(self, model: GPT, batches: list[PackedBatch], accumulate: int) -> None:
+    def __init__(self, model: GPT, batches: list[PackedBatch], accumulate: int, optimizer: OptimizerConfig) -> None:
         self.model, self.batches, self.accumulate = model, batches, accumulate
-        self.optimizer = MuonAdamW(model.named_parameters(), OptimizerConfig())
+        self.optimizer = MuonAdamW(model.named_parameters(), optimizer)
         self.average = [parameter.detach().clone() for parameter in model.parameters()]
         self._next = 0
 

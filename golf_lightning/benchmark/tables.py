@@ -1,13 +1,14 @@
 """What a benchmark shows: tables, a comparison of two runs, and a bar chart of where a micro-batch goes."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from rich.console import Console
 from rich.table import Table
 
 from golf_lightning.errors import GolfError
-from golf_lightning.files import write_whole
+from golf_lightning.files import read_json, write_whole
 
 RATES = {
     "tokens_per_s": ("tokens/s", "{:,.0f}"),
@@ -30,6 +31,8 @@ RATES = {
 """Figures of a phase in the order shown: key, label, format."""
 
 
+CHART_SUFFIXES = (".png", ".svg")
+"""Endings of a bar chart's file."""
 POWER_BOUND = 0.95
 """Share of the power limit from which a board counts as held back by it."""
 
@@ -79,15 +82,47 @@ def power_note(phases: list[dict[str, Any]]) -> str | None:
     )
 
 
-def print_ratios(result: dict[str, Any], other: dict[str, Any], console: Console) -> None:
-    """This result over another one.
+def read_result(path: Path) -> dict[str, Any]:
+    """A result that ``bench --json`` wrote earlier.
 
     Raises:
-        GolfError: they have different phases.
+        GolfError: the file is missing or is something else.
     """
-    pairs = list(zip(result["phases"], other["phases"], strict=False))
-    if len(result["phases"]) != len(other["phases"]) or any(a["recurrent"] != b["recurrent"] for a, b in pairs):
+    result = read_json(path) if not path.is_dir() else None
+    if not _is_result(result):
+        raise GolfError(f"{path} is no result of a benchmark; give a file that `bench --json` has written.")
+    return result
+
+
+def _is_result(value: Any) -> TypeGuard[dict[str, Any]]:
+    if not isinstance(value, dict) or not isinstance(value.get("machine"), str):
+        return False
+    phases = value.get("phases")
+    return isinstance(phases, list) and all(
+        isinstance(phase, dict)
+        and isinstance(phase.get("recurrent"), bool)
+        and all(isinstance(phase.get(key), int | float | None) for key in RATES)
+        for phase in phases
+    )
+
+
+def require_phases(result: dict[str, Any], recurrences: Sequence[bool]) -> None:
+    """Check that a result can be compared with one of these phases.
+
+    Args:
+        result: an earlier result.
+        recurrences: whether depth recurrence is on, by phase.
+
+    Raises:
+        GolfError: it has other phases.
+    """
+    if [phase["recurrent"] for phase in result["phases"]] != list(recurrences):
         raise GolfError("The two benchmarks have different phases; run both with the same options.")
+
+
+def print_ratios(result: dict[str, Any], other: dict[str, Any], console: Console) -> None:
+    """This result over another one with the same phases."""
+    pairs = list(zip(result["phases"], other["phases"], strict=True))
     if result["machine"] != other["machine"]:
         console.print(f"[bold]different machines:[/] {result['machine']} and {other['machine']}")
     table = Table("this run over the other", *(phase_name(phase) for phase, _ in pairs))
@@ -121,4 +156,4 @@ def write_chart(result: dict[str, Any], path: Path) -> None:
         axes.set_title(f"{phase_name(phase)}: {phase['tokens_per_s']:,.0f} tokens/s", fontsize=10)
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     with write_whole(path) as file:
-        figure.savefig(file, format=path.suffix.lstrip(".") or "png", dpi=150)
+        figure.savefig(file, format=path.suffix.lstrip("."), dpi=150)

@@ -15,6 +15,8 @@ from golf_lightning.reporting.tables import comparisons_table, groups_table
 LONGEST_TITLE = 60
 """Letters of a heading that names all groups."""
 
+PICTURE_SUFFIXES = (".png", ".svg", ".pdf", ".jpg", ".jpeg", ".gif", ".webp")
+
 RUN_HELP = "folder of a run, such as runs/golf; files are passed over, so that runs/* may hold an earlier report"
 
 
@@ -22,6 +24,8 @@ def main(argv: list[str]) -> int:
     """Run the command; returns its exit status."""
     arguments = _parser().parse_args(argv)
     folders = [path for path in arguments.runs if not path.is_file()] or arguments.runs
+    out = arguments.out or _default_out(folders)
+    picture = _picture(out, arguments.png)
     groups = group_runs([read_run(folder) for folder in folders])
     against = _against(arguments.against, groups)
     report = Report(
@@ -30,8 +34,6 @@ def main(argv: list[str]) -> int:
         comparisons=[] if against is None else _compare_all(groups, against),
         against=against if isinstance(against, float) else None,
     )
-    out = arguments.out or _default_out(folders)
-    picture = arguments.png or out.with_suffix(".png")
     with write_whole(out, "w") as file:
         file.write(html(report))
     with write_whole(picture) as file:
@@ -74,6 +76,18 @@ def _title(groups: list[Group]) -> str:
 
 def _default_out(runs: list[Path]) -> Path:
     return runs[0] / "report.html" if len(runs) == 1 else runs[0].parent / "report.html"
+
+
+def _picture(out: Path, png: Path | None) -> Path:
+    """The picture's file: never the page's, since their endings differ."""
+    if out.suffix.lower() in PICTURE_SUFFIXES:
+        raise GolfError(f"--out is {out}, but the page is HTML; end it in .html, and name the picture with --png.")
+    for option, path in (("--out", out), ("--png", png)):
+        if path is not None and path.is_dir():
+            raise GolfError(f"{option} {path} is a folder; name a file in it.")
+    if png is not None and png.suffix.lower() != ".png":
+        raise GolfError(f"--png is {png}, but the picture is PNG; end it in .png.")
+    return png or out.with_suffix(".png")
 
 
 def _against(text: str | None, groups: list[Group]) -> Group | float | None:

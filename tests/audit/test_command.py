@@ -42,6 +42,10 @@ def test_a_failure_is_an_exit_status(finished: Path, data: Path, tmp_path: Path,
         (("--positions", 0), "positions is 0; it must be at least 1"),
         (("--window_chunks", 6), "window_chunks is 6; choose 2 or more"),
         (("--documents", 1), "documents is 1; it must be at least 2"),
+        (("--seed", -1), "seed is -1; it must be at least 0"),
+        (("--device", "banana"), "device is 'banana'; choose auto, cpu, cuda"),
+        (("--device", "cuda:"), "device is 'cuda:'; choose auto, cpu, cuda"),
+        (("--device", "cuda:99"), "There is no GPU cuda:99 here; give --device cpu"),
     ],
 )
 def test_bad_input_is_one_sentence(finished: Path, data: Path, capsys: Any, options: Any, sentence: str) -> None:

@@ -19,6 +19,7 @@ from golf_lightning.benchmark.tables import power_note
 from golf_lightning.errors import GolfError
 from golf_lightning.model.config import GPTConfig
 from golf_lightning.model.gpt import GPT
+from golf_lightning.optim.config import OptimizerConfig
 
 TINY = GPTConfig(
     vocab_size=32, layers=4, width=16, heads=2, kv_heads=1, head_dim=8, mlp_width=16, rope_dims=4, max_seqlen=64,
@@ -87,7 +88,7 @@ def test_kernels_are_told_apart_by_name(kernel: str, part: str) -> None:
 
 def test_a_tiny_run_trains_and_accounts_for_its_time() -> None:
     torch.manual_seed(0)
-    step = Step(GPT(TINY), random_stream(TINY, 128, 2), accumulate=2)
+    step = Step(GPT(TINY), random_stream(TINY, 128, 2), accumulate=2, optimizer=OptimizerConfig())
     before = [parameter.detach().clone() for parameter in step.model.parameters()]
     phase, trace = measure_phase(step, recurrent=True, steps=2, ceilings=ONE)
     assert 0 < 2 * (phase.ms_forward + phase.ms_backward) + phase.ms_optimizer <= phase.ms_per_step * 1.001
@@ -108,16 +109,87 @@ def test_command_writes_what_it_shows_and_compares(tmp_path: Path, capsys: pytes
     assert "this run over the other" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("options", [["-c", "configs/demo.yaml"], ["--config=configs/demo.yaml"]])
+def test_what_is_timed_is_the_configurations_own(options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[Step] = []
+
+    def look(step: Step, **_: object) -> None:
+        measured.append(step)
+        raise GolfError("seen")
+
+    monkeypatch.setattr("golf_lightning.benchmark.command.measure_phase", look)
+    changed = ("--model.optimizer.newton_schulz_dtype", "float64", "--data.max_segments", "37")
+    assert main(["bench", *options, *changed]) == 2
+    (step,) = measured
+    assert step.optimizer.config.newton_schulz_dtype == "float64"
+    assert {batch.cu_seqlens.numel() for batch in step.batches} == {38}
+
+
+@pytest.fixture
+def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail where anything is measured."""
+
+    def measure(*_: object) -> None:
+        raise AssertionError("the measurement has begun")
+
+    monkeypatch.setattr("golf_lightning.benchmark.command.measure_ceilings", measure)
+
+
+FOREIGN = {
+    "a list": "[]",
+    "another kind": '{"train": {"steps": 3}}',
+    "phases of another kind": '{"machine": "CPU", "phases": [{"steps": 3}]}',
+    "no numbers": '{"machine": "CPU", "phases": [{"recurrent": false, "mfu": "high"}]}',
+    "phases without a machine": '{"phases": [{"recurrent": false}]}',
+}
+
+
+@pytest.mark.parametrize("text", FOREIGN.values(), ids=FOREIGN)
+def test_a_comparison_with_something_else_is_refused_before_measuring(
+    text: str, unmeasured: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "other.json"
+    path.write_text(text)
+    assert main(["bench", "--compare", str(path), *OPTIONS]) == 2
+    assert "other.json is no result of a benchmark" in capsys.readouterr().err
+
+
+def test_other_phases_are_refused_before_measuring(
+    unmeasured: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "other.json"
+    path.write_text('{"machine": "CPU", "phases": [{"recurrent": false}]}')
+    assert main(["bench", "--compare", str(path), *OPTIONS]) == 2
+    assert "different phases" in capsys.readouterr().err
+
+
+def test_a_stream_takes_as_many_segments_as_it_is_given() -> None:
+    with pytest.raises(GolfError, match="data.max_segments is 256; give"):
+        random_stream(GPTConfig(), 196_608, 1)
+    (batch,) = random_stream(GPTConfig(), 196_608, 1, max_segments=512)
+    assert batch.cu_seqlens.numel() == 513 and batch.cu_seqlens[-1] == 196_608
+    assert int((batch.cu_seqlens.diff() > 0).sum()) > 256
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         ([], "needs a recipe"),
         (["--compare", "no.json", *OPTIONS], "no.json"),
+        (["--compare", "configs", *OPTIONS], "configs is no result of a benchmark"),
         ([*OPTIONS, "--model.gpt.widht", "3"], "width"),
+        (["--config=configs/demo.yaml", "--steps", "0"], "--steps is 0; give 1 or more"),
+        (["--steps", "-1", *OPTIONS], "--steps is -1; give 1 or more"),
+        (["--chart", "c.foo", *OPTIONS], "--chart is c.foo; end it in .png or .svg"),
+        (["--chart", "chart", *OPTIONS], "--chart is chart; end it in .png or .svg"),
+        (["--json", "configs", *OPTIONS], "--json configs cannot be written"),
+        (["--kernels", "setup.py/kernels.txt", *OPTIONS], "--kernels setup.py/kernels.txt cannot be written"),
+        (["--json", "a.png", "--chart", "./a.png", *OPTIONS], "name the same file"),
+        ([*OPTIONS, "--data.train_tokens", "65536", "--data.max_segments", "1024"], "give --data.max_segments 1"),
     ],
 )
 def test_bad_input_is_told_in_one_sentence(
-    arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], sentence: str, unmeasured: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["bench", *arguments]) == 2
     error = capsys.readouterr().err
@@ -166,7 +238,7 @@ def test_a_cpu_has_no_such_counters() -> None:
 def test_a_phase_tells_energy_and_power_of_its_steps(board: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
     meter = PowerMeter(torch.device("cuda", 0))
     monkeypatch.setattr("golf_lightning.benchmark.measure.PowerMeter", lambda device: meter)
-    step = Step(GPT(TINY), random_stream(TINY, 128, 2), accumulate=1)
+    step = Step(GPT(TINY), random_stream(TINY, 128, 2), accumulate=1, optimizer=OptimizerConfig())
     run = step.run
 
     def working(*arguments: object) -> torch.Tensor:

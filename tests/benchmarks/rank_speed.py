@@ -191,11 +191,11 @@ def step_part(args: argparse.Namespace, device: torch.device, rank: int, hosts: 
         for total in args.micro_batches:
             phase: dict[str, Any] = {"recurrent": recurrent, "micro_batches": total}
             if rank == 0:
-                step = Step(model, batches, total)
+                step = Step(model, batches, total, OptimizerConfig())
                 phase["alone"] = measured(step, recurrent, args.steps)
                 del step
             dist.barrier(group=hosts)
-            step = Step(model, batches, max(1, total // args.ranks))
+            step = Step(model, batches, max(1, total // args.ranks), OptimizerConfig())
             step.optimizer.join(dist.group.WORLD)
             together = measured(step, recurrent, args.steps)
             dist.barrier(group=hosts)

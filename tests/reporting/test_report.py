@@ -138,6 +138,27 @@ def test_nonsense_to_compare_with(runs: list[Path], capsys: Any, against: str, s
     assert sentence in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--out", "page.png"), "page.png, but the page is HTML; end it in .html"),
+        (("--out", "page.SVG"), "page.SVG, but the page is HTML; end it in .html"),
+        (("--out", "page.html", "--png", "page.html"), "page.html, but the picture is PNG; end it in .png"),
+        (("--out", "page.html", "--png", "page.svg"), "page.svg, but the picture is PNG; end it in .png"),
+        (("--out", "."), "--out . is a folder"),
+    ],
+)
+def test_page_and_picture_are_two_files_of_the_right_kind(
+    runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, options: Any, sentence: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    assert report(*runs, *options) == 2
+    error = capsys.readouterr().err
+    assert sentence in error and error.count("\n") == 1
+    assert not list((tmp_path / "empty").iterdir())
+
+
 def test_a_group_has_nothing_but_itself_to_be_compared_with(runs: list[Path], capsys: Any) -> None:
     assert report(*runs[:3], "--against", "golf-1") == 2
     assert "nothing to compare" in capsys.readouterr().err

@@ -14,6 +14,7 @@ from golf_lightning.data.manifest import Manifest
 from golf_lightning.data.shards import map_shard
 from golf_lightning.data.tokenizer import train_tokenizer
 from golf_lightning.files import sha256_of
+from golf_lightning.tools import TOOLS
 
 MISTAKES = {
     "misspelt option": (["--clock.budgets", "5"], "did you mean clock.budget_s?"),
@@ -48,6 +49,21 @@ def test_mistakes_on_the_command_line(
     assert message.startswith("error: ") and "\n" not in message
     assert sentence in message
     assert not list(tmp_path.rglob("config.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["fitt", "--config", "a.yaml"], "there is no command fitt; "),
+        (["2"], "no command 2; "),
+        ([], "no command was given; "),
+    ],
+)
+def test_all_commands_are_named_where_none_is_known(capsys: Any, arguments: list[str], sentence: str) -> None:
+    assert golf(*arguments) == 2
+    message = capsys.readouterr().err.strip()
+    assert message.startswith("error: ") and "\n" not in message
+    assert f"{sentence}choose from fit, validate, export, test, {', '.join(TOOLS)} (" in message
 
 
 def test_a_gpu_too_small_for_a_micro_batch_is_told_before_the_clock(
