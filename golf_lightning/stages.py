@@ -170,9 +170,10 @@ def _score(
         queue.finish(name)
         score, seconds, warm_up = _reduce(scores, module.device, queue.world_size)
         assert score.targets == part.total_targets, "the ranks together must score every target exactly once"
-    # Compiling and recording is evaluation time too; the ledger tells it apart.
+    # Compiling and recording is evaluation time too, and so is what an interrupted run has done; the ledger tells them
+    # apart. Its stage holds this run's warm-up.
     module.ledger.add("warm up", warm_up)
-    module.ledger.add(stage, -warm_up)
+    module.ledger.add(stage, sum(journal.spent.values()) - warm_up)
     module.record_score(
         name,
         score,

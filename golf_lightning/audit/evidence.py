@@ -148,7 +148,8 @@ def check_scoring_clock(record: RunRecord | None, limit_s: float) -> Check:
         else "the run has no score with test-time training",
         expected=expected,
         sentence=f"From the ledger of the {'test' if record.test else 'fit'} that scored the artifact, everything from "
-        f"loading on; scoring at learning rate 0 is for information and left out. On {record.hardware}.",
+        "loading on, and of earlier parts where it was interrupted; scoring at learning rate 0 is for information and "
+        f"left out. On {record.hardware}.{_passed_over(record)}",
         figures={"stages": stages, "total_s": total, "limit_s": limit_s},
     )
 
@@ -185,14 +186,18 @@ def check_access(record: RunRecord | None) -> Check:
     )
 
 
-def check_reported(record: RunRecord | None, rescored_nats: float | None) -> Check:
+def check_reported(record: RunRecord | None, artifact_sha256: str, rescored_nats: float | None) -> Check:
     """Whether the reported bits per byte follow from the sums, and the sums from the artifact.
 
     Args:
         record: the run.
+        artifact_sha256: SHA-256 of the artifact, in hexadecimal.
         rescored_nats: nats of the whole split, as scored by this audit; ``None`` where it was not asked to.
     """
-    name, expected = "reported score", "bits per byte = nats / ln 2 / bytes, and the same nats when scored again"
+    name = "reported score"
+    expected = (
+        "bits per byte = nats / ln 2 / bytes, of this artifact by its SHA-256, and the same nats when scored again"
+    )
     if record is None:
         return _no_run(name, expected)
     faults = [
@@ -204,6 +209,13 @@ def check_reported(record: RunRecord | None, rescored_nats: float | None) -> Che
     final = record.scored.get("scores", {}).get("ttt")
     if final is None:
         faults.append("there is no score with test-time training")
+    elif record.scored_another(artifact_sha256):
+        source = "result.json" if record.test is None else record.test.get("run", {}).get("from_file", "test.json")
+        faults.append(
+            f"the score is of another file than this artifact ({source}, SHA-256 {str(record.scored_sha256)[:12]}, not "
+            f"{artifact_sha256[:12]}); score it with `test`"
+        )
+    unknown = final is not None and record.scored_sha256 is None
     again = None
     if final is not None and rescored_nats is not None:
         again = rescored_nats / math.log(2) / final["table_bytes"]
@@ -212,13 +224,28 @@ def check_reported(record: RunRecord | None, rescored_nats: float | None) -> Che
     reported = f"{final['bpb']:.5f} bits per byte reported" if final else "nothing reported"
     return Check(
         name=name,
-        passed=False if faults else None if rescored_nats is None else True,
-        measured="; ".join(faults) or reported + (f", {again:.5f} here" if again is not None else ", not scored again"),
+        passed=False if faults else None if rescored_nats is None or unknown else True,
+        measured="; ".join(faults)
+        or reported
+        + (f", {again:.5f} here" if again is not None else ", not scored again")
+        + ("; which file was scored is not known, score the artifact with `test`" if unknown else ""),
         expected=expected + ("" if rescored_nats is not None else " (ask for it with --whole)"),
-        sentence="Bits per byte were computed again from the recorded sums of every score"
-        + (", and the whole split was scored again from the artifact." if rescored_nats is not None else "."),
-        figures={"reported": final, "rescored_nats": rescored_nats, "faults": faults},
+        sentence="Bits per byte were computed again from the recorded sums of every score, the artifact's SHA-256 was "
+        "compared with that of the file that was scored"
+        + (", and the whole split was scored again from the artifact." if rescored_nats is not None else ".")
+        + _passed_over(record),
+        figures={
+            "reported": final,
+            "rescored_nats": rescored_nats,
+            "scored_sha256": record.scored_sha256,
+            "faults": faults,
+        },
     )
+
+
+def _passed_over(record: RunRecord) -> str:
+    ended = record.passed_over
+    return "" if ended is None else f" A later scoring ({ended}) did not end and was passed over."
 
 
 def _no_run(name: str, expected: str) -> Check:

@@ -7,6 +7,7 @@ from typing import Any
 
 from golf_lightning.errors import GolfError
 from golf_lightning.files import read_json
+from golf_lightning.reporting.runs import scored_sha256, status
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -16,7 +17,8 @@ class RunRecord:
     Attributes:
         folder: the run folder.
         result: ``result.json`` of the training run.
-        test: ``test.json`` of a later scoring of its artifact, where there was one.
+        test: ``test.json`` of a later scoring of its artifact, where there was one that came to its end.
+        passed_over: how a later scoring ended that did not come to its end, and so does not count.
         access: ``access.json``, where there is one.
         environment: ``environment.json``, where there is one.
         trained_s: training clock at the last line of the metrics; 0 where no clock was running.
@@ -25,6 +27,7 @@ class RunRecord:
     folder: Path
     result: dict[str, Any]
     test: dict[str, Any] | None
+    passed_over: str | None
     access: list[dict[str, Any]] | None
     environment: dict[str, Any]
     trained_s: float
@@ -45,10 +48,12 @@ class RunRecord:
             value = result if name == "result" else optional[name]
             if value is not None and not isinstance(value, kind):
                 raise GolfError(f"{folder / name}.json does not hold what a run writes; score the run again.")
+        ended = "finished" if optional["test"] is None else status(optional["test"])
         return cls(
             folder=folder,
             result=result,
-            test=optional["test"],
+            test=optional["test"] if ended == "finished" else None,
+            passed_over=None if ended == "finished" else ended,
             access=optional["access"],
             environment=optional["environment"] or {},
             trained_s=max((_last_clock(path) for path in folder.glob("metrics/*/metrics.csv")), default=0.0),
@@ -64,6 +69,15 @@ class RunRecord:
     def scored(self) -> dict[str, Any]:
         """The account of the scoring that counts: of a process of its own where there was one."""
         return self.result if self.test is None else self.test
+
+    @property
+    def scored_sha256(self) -> str | None:
+        """SHA-256 of the file that the score that counts was made from, where that is known."""
+        return scored_sha256(self.scored)
+
+    def scored_another(self, artifact_sha256: str) -> bool:
+        """Whether the score that counts is known to be of another file than this artifact."""
+        return self.scored_sha256 not in (None, artifact_sha256)
 
     @property
     def hardware(self) -> str:

@@ -125,7 +125,7 @@ def audit(
     manifest.verify_files(folder, splits)
     tokenizer = Tokenizer(folder / manifest.tokenizer)
     content.require_tokenizer(tokenizer.sha256)
-    ttt = ttt or (TTTConfig() if record is None else ttt_of_run(record.folder))
+    ttt = ttt or (TTTConfig() if record is None else ttt_of_run(record.folder, tested=record.test is not None))
     shards = {split: [folder / shard.name for shard in manifest.splits[split].shards] for split in splits}
     tokens = np.concatenate([counting.raw_tokens(path) for path in shards["val"]])
     stream = DocumentStream(tokens, bos_id=BOS)
@@ -147,7 +147,8 @@ def audit(
     totals = counting.count_split(shards["val"], pieces)
     scores = None if record is None else record.scores
     checks.append(counting.check_totals(totals, manifest.splits["val"], manifest, scores))
-    checks.append(evidence.check_reported(record, _whole_nats(subject, stream, ttt) if config.whole else None))
+    sha256 = sha256_of(artifact)
+    checks.append(evidence.check_reported(record, sha256, _whole_nats(subject, stream, ttt) if config.whole else None))
     progress("hashing documents")
     texts = [folder / documents_name(split) for split in SPLITS]
     texts = texts if all(path.is_file() for path in texts) else []
@@ -158,7 +159,7 @@ def audit(
     checks.append(evidence.check_scoring_clock(record, config.scoring_limit_s))
     description = {
         "artifact": str(artifact),
-        "artifact_sha256": sha256_of(artifact),
+        "artifact_sha256": sha256,
         "data": str(folder),
         "data_fingerprint": manifest.fingerprint(),
         "run": None if record is None else str(record.folder),

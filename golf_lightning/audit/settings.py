@@ -9,13 +9,19 @@ from golf_lightning.errors import GolfError
 from golf_lightning.evaluation.config import TTTConfig
 
 
-def ttt_of_run(folder: str | Path) -> TTTConfig:
-    """How a run scored its documents, from ``config.test.yaml`` where it was scored again, else from ``config.yaml``.
+def ttt_of_run(folder: str | Path, *, tested: bool) -> TTTConfig:
+    """How a run scored its documents.
+
+    Args:
+        folder: the run folder.
+        tested: whether the score that counts is that of ``test``; then its ``config.test.yaml`` holds where there is
+            one, else ``config.yaml``.
 
     Raises:
         GolfError: the file is missing, damaged, or of another version.
     """
-    names = [name for name in ("config.test.yaml", "config.yaml") if (Path(folder) / name).is_file()]
+    wanted = ("config.test.yaml", "config.yaml") if tested else ("config.yaml",)
+    names = [name for name in wanted if (Path(folder) / name).is_file()]
     if not names:
         raise GolfError(f"{folder} has no config.yaml; give --run the folder of a run.")
     path = Path(folder) / names[0]

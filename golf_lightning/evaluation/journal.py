@@ -33,18 +33,21 @@ def fingerprint(model: GPT, stream: DocumentStream, config: TTTConfig) -> str:
 class Journal:
     """One rank's file of finished documents, in a folder that all ranks share.
 
-    A file is written whole or not at all and holds nats and targets by document. Documents that were open when a run
-    was interrupted are scored anew from their first target; nothing of them is kept.
+    A file is written whole or not at all and holds nats and targets by document, and the seconds up to its last
+    writing. Documents that were open when a run was interrupted are scored anew from their first target; nothing of
+    them is kept.
 
     Args:
         folder: made when first written to.
         rank: whose file this is.
-        world_size: ranks of this run; the files of an earlier run with more are shared out among them.
+        world_size: ranks of this run; the files of earlier runs with any number are shared out among them. No rank may
+            write before all have made their journals.
         identity: from :func:`fingerprint`.
 
     Attributes:
         known: nats and targets of documents that this rank answers for.
         all_known: the same of every rank, as found on disk at the beginning.
+        spent: seconds of the earlier runs together, ``score`` and ``warm_up``, each run's by its slowest rank.
 
     Raises:
         GolfError: the folder holds sums of another model, other data or other settings.
@@ -54,6 +57,7 @@ class Journal:
         self.path, self.identity = folder / f"rank{rank}.json", identity
         self.known: dict[int, tuple[float, int]] = {}
         self.all_known: dict[int, tuple[float, int]] = {}
+        self.spent = {"score": 0.0, "warm_up": 0.0}
         for path in sorted(folder.glob("rank*.json")) if folder.is_dir() else []:
             held = read_json(path)
             if held.get("identity") != identity:
@@ -61,16 +65,30 @@ class Journal:
                     f"{folder} holds an interrupted scoring of another model, other data or other settings; "
                     "delete it, or choose another --run.name."
                 )
-            documents = {int(i): (float(nats), int(targets)) for i, (nats, targets) in held["documents"].items()}
+            # Files of more ranks, once shared out, lie beside the files that have taken them over.
+            documents = {
+                int(i): (float(nats), int(targets))
+                for i, (nats, targets) in held["documents"].items()
+                if int(i) not in self.all_known
+            }
             self.all_known |= documents
+            # Files of earlier versions know no seconds. Each file's include those of the runs before.
+            for stage, seconds in held.get("seconds", {}).items():
+                self.spent[stage] = max(self.spent[stage], float(seconds))
             if int(path.stem.removeprefix("rank")) % world_size == rank:
                 self.known |= documents
 
-    def write(self, finished: Mapping[int, tuple[float, int]]) -> None:
-        """Put nats and targets of newly finished documents on disk, beside those known before."""
+    def write(self, finished: Mapping[int, tuple[float, int]], **seconds: float) -> None:
+        """Put nats and targets of newly finished documents on disk, beside those known before.
+
+        Args:
+            finished: the newly finished documents.
+            seconds: of this run up to now, by the stages of ``spent``.
+        """
         self.known |= finished
         documents = {str(i): list(values) for i, values in sorted(self.known.items())}
-        write_json(self.path, {"identity": self.identity, "documents": documents})
+        total = {stage: spent + seconds.get(stage, 0.0) for stage, spent in self.spent.items()}
+        write_json(self.path, {"identity": self.identity, "seconds": total, "documents": documents})
 
     @staticmethod
     def remove(folder: Path) -> None:

@@ -21,7 +21,7 @@ class ScoreProgress:
         targets_total: targets to score.
         bytes: bytes of text that the scored targets stand for.
         nats: their negative log-likelihood, in nats.
-        seconds: since scoring began.
+        seconds: since scoring began, or went on after an interruption.
         projected_seconds: what scoring will have taken at its end, from the tokens of all windows still to run.
     """
 
@@ -54,8 +54,8 @@ class DocumentScores:
         targets: ``[N]`` int64, targets scored, as counted on the device where they were scored.
         bytes: ``[N]`` int64, bytes of text that the scored targets stand for.
         partial: whether the split holds documents that were not scored.
-        seconds: what scoring took, without warming up.
-        warm_up_seconds: what compiling and recording took before it, on noise.
+        seconds: what scoring took, without warming up, over all runs where it was interrupted.
+        warm_up_seconds: what compiling and recording took before it, on noise, as often as it was done.
         target_nats: ``[targets of the stream]``, nats of each target in the stream's order, NaN where not asked for;
             kept on request.
     """

@@ -57,13 +57,15 @@ def score_documents(
         token_bytes: bytes of text of each target.
         progress: called about every ``interval_seconds`` and once at the end; each call waits for the device.
         interval_seconds: time between calls of ``progress`` and checks of the budget.
-        elapsed_seconds: evaluation clock that has passed already, for the budget's projection.
+        elapsed_seconds: evaluation clock that has passed already, for the budget's projection; what the journal knows
+            is added.
         keep_target_nats: keep the score of each target.
         documents: indices of the documents to score, in the order in which they enter, taken as slots come free; all
             of them in ``config.order`` by default.
         ranks: processes that share the stream, for the projection of the time that is left.
         journal: where finished documents are kept, with every report of progress; those that it knows already must not
-            be among ``documents``, and the sums of those that this rank answers for are taken from it.
+            be among ``documents``, and the sums of those that this rank answers for are taken from it. Its seconds are
+            added to those of the scores.
 
     Returns:
         Sums by document; for documents that were not asked for they are 0.
@@ -102,7 +104,7 @@ def score_documents(
         taken: list[int] = []
         watch = Watch(
             engine, stream, bytes_before, progress, interval_seconds, elapsed_seconds + warm_up_seconds,
-            ranks=ranks, journal=journal,
+            warm_up_seconds=warm_up_seconds, ranks=ranks, journal=journal,
         )  # fmt: skip
         limits = {"slots": config.slots, "rows": engine.most.rows, "together": engine.most.documents}
         for number, part in enumerate(_phases(order, config.sgd_documents)):
@@ -113,7 +115,11 @@ def score_documents(
                 watch.look(step)
         seconds = watch.report().seconds
     assert known.keys().isdisjoint(taken), "a document that is known must not be scored again"
-    done = {} if journal is None else journal.known
+    done: Mapping[int, tuple[float, int]] = {}
+    if journal is not None:
+        done = journal.known
+        seconds += journal.spent["score"]
+        warm_up_seconds += journal.spent["warm_up"]
     return _collect(engine, stream, bytes_before, taken, done, seconds, warm_up_seconds)
 
 

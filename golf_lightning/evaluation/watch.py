@@ -25,9 +25,10 @@ class Watch:
         bytes_before: ``[targets + 1]``, bytes of text before each target of the stream.
         progress: called with each report.
         interval_seconds: time between reports.
-        elapsed_seconds: evaluation clock that has passed already.
+        elapsed_seconds: evaluation clock that has passed already, without earlier runs that the journal knows.
+        warm_up_seconds: what warming up took, the last part of it.
         ranks: processes that share the stream; totals are then about this one's part.
-        journal: told with each report what has been finished.
+        journal: told with each report what has been finished, and the seconds.
 
     Attributes:
         finished: documents that are done, in the order in which they ended.
@@ -42,16 +43,19 @@ class Watch:
         interval_seconds: float,
         elapsed_seconds: float,
         *,
+        warm_up_seconds: float = 0.0,
         ranks: int = 1,
         journal: Journal | None = None,
     ) -> None:
         self._engine, self._stream, self._bytes_before = engine, stream, bytes_before
         self._progress, self._interval = progress, interval_seconds
         self._elapsed, self._budget = elapsed_seconds, engine.config.budget_seconds
+        self._warm_up = warm_up_seconds
         left = np.ones(len(stream), dtype=np.bool_)
         self._journal, self._ranks, self._written = journal, ranks, 0
         if journal is not None:
             left[list(journal.all_known)] = False
+            self._elapsed += sum(journal.spent.values())
         targets_N = stream.targets * left
         self._work = int(engine.plan.work(targets_N).sum()) / ranks
         self._targets = round(targets_N.sum() / ranks)
@@ -74,11 +78,12 @@ class Watch:
     def report(self) -> ScoreProgress:
         """Where scoring stands; waits for the device."""
         nats_N = self._engine.nats[:-1].cpu()
-        if self._journal is not None and len(self.finished) > self._written:
-            new = self.finished[self._written :]
-            self._journal.write({i: (float(nats_N[i]), int(self._stream.targets[i])) for i in new})
-            self._written = len(self.finished)
         seconds = time.monotonic() - self._start
+        if self._journal is not None:
+            new = self.finished[self._written :]
+            finished = {i: (float(nats_N[i]), int(self._stream.targets[i])) for i in new}
+            self._journal.write(finished, score=seconds, warm_up=self._warm_up)
+            self._written = len(self.finished)
         now = ScoreProgress(
             documents=len(self.finished),
             documents_total=self._documents,

@@ -107,6 +107,20 @@ def read_run(folder: str | Path) -> Run:
     return run
 
 
+def status(result: Values) -> str:
+    """How the command that wrote a result ended; those of older versions say nothing and have ended well."""
+    return str(result.get("run", {}).get("status", "finished"))
+
+
+def scored_sha256(result: Values) -> str | None:
+    """SHA-256 of the file whose score with test-time training is in a result, or ``None`` where it does not say.
+
+    A command that exports scores what it has written; ``test`` scores what it was given.
+    """
+    section, key = ("artifact", "sha256") if "artifact" in result else ("run", "from_sha256")
+    return result.get(section, {}).get(key)
+
+
 def _optional_json(path: Path) -> Values:
     return read_json(path) if path.is_file() else {}
 
@@ -145,7 +159,7 @@ def _merge(folder: Path, stages: dict[str, Values]) -> tuple[Values, DocumentTab
             documents = None
             for name in stale:
                 del merged["scores"][name]
-        scored = result.get("run", {}).get("from_sha256")
+        scored = scored_sha256(result)
         if command == "test" and before and scored and before != scored:
             missing.append("test.json is about another artifact than this folder's, and is left out.")
             continue
@@ -169,9 +183,8 @@ def _missing(run: Run) -> list[str]:
         found.append("No logged values (metrics/version_*/metrics.csv): no curves.")
     if not run.result:
         found.append("No result.json: no stage has ended, so there are no scores, bytes or seconds.")
-    status = run.result.get("run", {}).get("status", "finished")
-    if status != "finished":
-        found.append(f"The run is not whole: {status}.")
+    if (ended := status(run.result)) != "finished":
+        found.append(f"The run is not whole: {ended}.")
     if run.config.get("trainer", {}).get("fast_dev_run"):
         found.append("A rehearsal (trainer.fast_dev_run): its figures mean nothing.")
     if run.result:

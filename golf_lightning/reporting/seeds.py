@@ -8,6 +8,7 @@ import math
 import os
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,17 +103,29 @@ class Group:
     @property
     def notes(self) -> list[str]:
         """What makes the runs less alike than their configurations."""
-        notes = []
-        for key, what in ALIKE.items():
-            found = [_told(run.environment.get(key)) for run in self.runs]
-            if len(different := {text for text in found if text is not None}) > 1:
-                notes.append(f"The runs had different {what}: {', '.join(sorted(different))}.")
+        notes = unlike_conditions([run.environment for run in self.runs])
         if any(run.environment.get("dirty") for run in self.runs):
             notes.append("Some of the code was not committed.")
         seeds = Counter(run.seed for run in self.runs if run.seed is not None)
         if twice := [str(seed) for seed, count in seeds.items() if count > 1]:
             notes.append(f"Seed {', '.join(twice)} stands for several runs.")
         return notes
+
+
+def unlike_conditions(environments: Sequence[dict[str, Any]], unknown: str | None = None) -> list[str]:
+    """What of :data:`ALIKE` differs among runs, as sentences.
+
+    Args:
+        environments: ``environment.json`` of each run.
+        unknown: what a value is called that a run has not recorded, to hold it against the others; by default it is
+            passed over.
+    """
+    sentences = []
+    for key, what in ALIKE.items():
+        found = [_told(environment.get(key)) or unknown for environment in environments]
+        if len(different := {text for text in found if text is not None}) > 1:
+            sentences.append(f"The runs had different {what}: {', '.join(sorted(different))}.")
+    return sentences
 
 
 def _told(value: Any) -> str | None:

@@ -12,7 +12,9 @@ from scipy import stats
 
 from golf_lightning.audit.record import RunRecord
 from golf_lightning.errors import GolfError
-from golf_lightning.reporting.seeds import BAR_NATS
+from golf_lightning.files import sha256_of
+from golf_lightning.reporting.runs import scored_sha256
+from golf_lightning.reporting.seeds import BAR_NATS, unlike_conditions
 
 FREE = {"seed_everything", "run.name", "run.root", "run.overwrite", "ckpt_path", "config"}
 """Options in which the runs of one submission may differ."""
@@ -58,10 +60,13 @@ class SeedRun:
         return self.record.folder / "artifact.golf"
 
     def score(self, name: str) -> dict[str, Any] | None:
-        """A score by name; the one with test-time training from the scoring that counts."""
-        found = self.record.scored if name == "ttt" else self.record.result
-        score: dict[str, Any] | None = found.get("scores", {}).get(name)
-        return score
+        """A score by name, of this artifact; the one with test-time training from the scoring that counts."""
+        told = [self.record.scored] if name == "ttt" else [self.record.scored, self.record.result]
+        if name in ("quantized", "ttt_lr0"):
+            # An export after fit leaves the scores of the artifact before it in fit's result.
+            known = (None, sha256_of(self.artifact))
+            told = [result for result in told if scored_sha256(result) in known]
+        return next((result["scores"][name] for result in told if name in result.get("scores", {})), None)
 
 
 def differences(runs: Sequence[SeedRun]) -> list[str]:
@@ -81,11 +86,8 @@ def differences(runs: Sequence[SeedRun]) -> list[str]:
     reasons += [
         f"Seed {seed} is given {seeds.count(seed)} times." for seed in sorted(set(seeds)) if seeds.count(seed) > 1
     ]
-    for key, what in (("commit", "commits"), ("sources", "programs"), ("gpus", "GPUs")):
-        found = {str(run.record.environment.get(key)) for run in runs}
-        if len(found) > 1:
-            reasons.append(f"The runs had different {what}: {', '.join(sorted(found))}.")
-    return reasons
+    # What a run does not say may have been different.
+    return reasons + unlike_conditions([run.record.environment for run in runs], unknown="not known")
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

@@ -10,7 +10,7 @@ from golf_lightning.audit import AuditConfig, audit
 from golf_lightning.audit.report import AuditReport
 from golf_lightning.data.manifest import Manifest
 from golf_lightning.errors import GolfError
-from golf_lightning.files import write_json, write_whole
+from golf_lightning.files import sha256_of, write_json, write_whole
 from golf_lightning.reporting.run_folder import ROOT, sources_digest
 from golf_lightning.submission.entry import Author, make_entry
 from golf_lightning.submission.pages import checks_table, readme, requirements, results_table, seed_log, settings
@@ -124,6 +124,8 @@ def _gaps(runs: Sequence[SeedRun]) -> list[str]:
             reasons.append(f"{folder} has no score with test-time training; make it with `test`.")
         elif score["partial"]:
             reasons.append(f"The score of {folder} covers a part of the split; score all of it with `test`.")
+        elif run.artifact.is_file() and run.record.scored_another(sha256_of(run.artifact)):
+            reasons.append(f"The score of {folder} is of another file than its artifact.golf; score that with `test`.")
         if "train" not in run.record.result:
             reasons.append(f"{folder} has no figures of training; give the folder of a run of `fit`.")
     return reasons

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cheats import counts_a_space_twice
+from small_run import golf
 
 from golf_lightning.audit import AuditConfig, audit
 from golf_lightning.audit import run as whole_audit
@@ -20,6 +21,7 @@ from golf_lightning.data.byte_table import ByteTable
 from golf_lightning.data.manifest import Manifest
 from golf_lightning.data.shards import Split, map_shard, write_shard
 from golf_lightning.data.tokenizer import Tokenizer
+from golf_lightning.evaluation.journal import Journal
 from golf_lightning.files import read_json, sha256_of, write_json
 
 
@@ -123,6 +125,12 @@ CHEATS: dict[str, tuple[str, str, Callable[[Any], None], str]] = {
         lambda result: result["scores"]["ttt"].update(bpb=1.0),
         "where its sums give",
     ),
+    "the score of another artifact": (
+        "result.json",
+        "reported score",
+        lambda result: result["artifact"].update(sha256="0" * 64),
+        "the score is of another file than this artifact",
+    ),
     "a part of the split": (
         "result.json",
         "reported score",
@@ -180,6 +188,82 @@ def test_a_score_that_the_artifact_does_not_give_is_caught(report: Any, run: Pat
     found = report(run, config=AuditConfig(whole=True))["reported score"]
     assert not found.passed
     assert "the artifact scores" in found.measured
+
+
+def again(run: Path, command: str, model: str, *options: object) -> int:
+    """A command in the run's folder, replacing what it made before."""
+    where = ("--run.root", run.parent, "--run.name", run.name, "--run.overwrite", "true")
+    return golf(command, "--config", run / "config.yaml", *where, "--ckpt_path", run / model, *options)
+
+
+ROUND = ("--model.export.quantization.method", "rtn", "--model.export.rate", "fixed")
+
+
+@pytest.mark.parametrize("scored_before", [True, False])
+def test_the_score_of_an_artifact_that_was_replaced_is_caught(report: Any, run: Path, scored_before: bool) -> None:
+    if scored_before:
+        assert again(run, "test", "artifact.golf") == 0
+        assert report(run)["reported score"].passed is None
+    assert again(run, "export", "checkpoints/last.ckpt", *ROUND) == 0
+    found = report(run)
+    assert {check.name for check in found.checks if check.passed is False} == {"reported score"}
+    assert "the score is of another file than this artifact" in found["reported score"].measured
+    assert "score it with `test`" in found["reported score"].measured
+    assert again(run, "test", "artifact.golf") == 0
+    assert report(run, config=AuditConfig(whole=True))["reported score"].passed
+
+
+def test_the_score_of_a_checkpoint_is_none_of_an_artifact(report: Any, run: Path) -> None:
+    assert again(run, "test", "checkpoints/last.ckpt") == 0
+    told = read_json(run / "test.json")["run"]
+    assert (told["from_file"], told["from_sha256"]) == ("last.ckpt", sha256_of(run / "checkpoints" / "last.ckpt"))
+    found = report(run)["reported score"]
+    assert found.passed is False
+    assert "another file than this artifact (last.ckpt, " in found.measured
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_score_that_does_not_say_of_what_is_not_checked(report: Any, run: Path, whole: bool) -> None:
+    change(run / "result.json", lambda result: result["artifact"].pop("sha256"))
+    found = report(run, config=AuditConfig(whole=whole))["reported score"]
+    assert found.passed is None
+    assert "which file was scored is not known" in found.measured
+
+
+def interrupt_test(run: Path) -> None:
+    """A scoring with other settings that came as far as the baseline."""
+    fit = read_json(run / "result.json")
+    status = {"command": "test", "status": "stopped by SIGINT", "from_sha256": "0" * 64}
+    scores = {"ttt_lr0": fit["scores"]["ttt_lr0"] | {"partial": True}}
+    write_json(run / "test.json", {"run": status, "scores": scores, "ledger": {"score with lr 0": 900.0}})
+    (run / "config.test.yaml").write_text("model: {ttt: {chunk: 8, window: 24}}")
+
+
+def test_a_scoring_that_was_interrupted_does_not_hide_one_that_was_finished(report: Any, run: Path) -> None:
+    interrupt_test(run)
+    found = report(run, config=AuditConfig(whole=True))
+    assert {check.name: check.measured for check in found.checks if not check.passed} == {}
+    assert found.subject["chunk"] == 16
+    for name in ("reported score", "evaluation clock"):
+        assert "A later scoring (stopped by SIGINT) did not end and was passed over." in found[name].sentence
+
+
+def test_the_seconds_of_all_parts_of_a_scoring_count(report: Any, run: Path) -> None:
+    shutil.rmtree(run / "ttt_unfinished", ignore_errors=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Journal, "remove", lambda folder: None)
+        assert again(run, "test", "artifact.golf") == 0
+    # The first part took 590 s and was interrupted; so is what the second adds.
+    held = read_json(run / "ttt_unfinished" / "rank0.json")
+    documents = dict(list(held["documents"].items())[:3])
+    write_json(
+        run / "ttt_unfinished" / "rank0.json",
+        held | {"documents": documents, "seconds": {"score": 590.0, "warm_up": 20.0}},
+    )
+    assert again(run, "test", "artifact.golf") == 0
+    found = report(run)["evaluation clock"]
+    assert found.passed is False
+    assert 610 < found.figures["total_s"] < 640
 
 
 def test_files_over_the_limit_are_caught(report: Any, finished: Path) -> None:

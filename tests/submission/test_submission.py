@@ -174,6 +174,47 @@ def test_runs_of_different_commits_are_refused(runs: list[Path]) -> None:
     assert any(reason.startswith("The runs had different commits: ") for reason in refusal(runs))
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("ranks", 8, "numbers of ranks: 1, 8."),
+        ("gpus", ["NVIDIA H100 80GB HBM3"], "GPUs: ['NVIDIA H100 80GB HBM3'], []."),
+        ("backends", {"attention": "magic"}, "kernels: attention "),
+        ("backends", None, "not known."),
+    ],
+)
+def test_runs_of_unlike_conditions_are_refused(runs: list[Path], key: str, value: Any, words: str) -> None:
+    change(runs[2] / "environment.json", lambda told: told.update({key: value}))
+    (reason,) = refusal(runs)
+    assert reason.startswith("The runs had different ") and words in reason
+
+
+def again(run: Path, command: str, model: str, *options: object) -> None:
+    where = ("--run.root", run.parent, "--run.name", run.name, "--run.overwrite", "true")
+    assert golf(command, "--config", run / "config.yaml", *where, "--ckpt_path", run / model, *options) == 0
+
+
+def test_the_score_of_another_artifact_is_refused_until_it_is_scored(runs: list[Path]) -> None:
+    before = json.loads((runs[0] / "result.json").read_text())["scores"]
+    coarse = ("--model.export.quantization.method", "rtn", "--model.export.rate", "fixed")
+    again(runs[0], "export", "checkpoints/last.ckpt", *coarse)
+    expected = "The score of {} is of another file than its artifact.golf; score that with `test`."
+    assert refusal(runs) == [expected.format(runs[0])]
+    again(runs[0], "test", "artifact.golf")
+    scored = json.loads((runs[0] / "test.json").read_text())["scores"]
+    out = runs[0].parent / "submission"
+    submit(runs, out, ME, bundler=bundler, audit_config=QUICK)
+    first = entry(out)["seed_results"]["1"]
+    assert first["val_bpb"] == scored["ttt"]["bpb"] != before["ttt"]["bpb"]
+    assert first["artifact_bytes"] == (runs[0] / "artifact.golf").stat().st_size
+    # What fit says of the artifact that it made is not said of this one.
+    assert first["bpb"] == {
+        "before_quantization": before["before_quantization"]["bpb"],
+        "ttt_lr0": scored["ttt_lr0"]["bpb"],
+        "ttt": scored["ttt"]["bpb"],
+    }
+
+
 def test_runs_of_another_program_are_refused(runs: list[Path]) -> None:
     for run in runs:
         change(run / "environment.json", lambda value: value.update(sources="0" * 64, commit="c0ffee"))
