@@ -215,7 +215,7 @@ def check_reported(record: RunRecord | None, artifact_sha256: str, rescored_nats
             f"the score is of another file than this artifact ({source}, SHA-256 {str(record.scored_sha256)[:12]}, not "
             f"{artifact_sha256[:12]}); score it with `test`"
         )
-    unknown = final is not None and record.scored_sha256 is None
+    unknown = final is not None and record.scored_sha256 is None and rescored_nats is None
     again = None
     if final is not None and rescored_nats is not None:
         again = rescored_nats / math.log(2) / final["table_bytes"]
@@ -224,7 +224,7 @@ def check_reported(record: RunRecord | None, artifact_sha256: str, rescored_nats
     reported = f"{final['bpb']:.5f} bits per byte reported" if final else "nothing reported"
     return Check(
         name=name,
-        passed=False if faults else None if rescored_nats is None or unknown else True,
+        passed=False if faults else None if rescored_nats is None else True,
         measured="; ".join(faults)
         or reported
         + (f", {again:.5f} here" if again is not None else ", not scored again")

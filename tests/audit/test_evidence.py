@@ -222,12 +222,14 @@ def test_the_score_of_a_checkpoint_is_none_of_an_artifact(report: Any, run: Path
     assert "another file than this artifact (last.ckpt, " in found.measured
 
 
-@pytest.mark.parametrize("whole", [True, False])
-def test_a_score_that_does_not_say_of_what_is_not_checked(report: Any, run: Path, whole: bool) -> None:
+@pytest.mark.parametrize(("whole", "passed"), [(True, True), (False, None)])
+def test_a_score_that_does_not_say_of_what_must_be_scored_again(
+    report: Any, run: Path, whole: bool, passed: bool | None
+) -> None:
     change(run / "result.json", lambda result: result["artifact"].pop("sha256"))
     found = report(run, config=AuditConfig(whole=whole))["reported score"]
-    assert found.passed is None
-    assert "which file was scored is not known" in found.measured
+    assert found.passed is passed
+    assert ("which file was scored is not known" in found.measured) is not whole
 
 
 def interrupt_test(run: Path) -> None:
