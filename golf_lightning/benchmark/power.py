@@ -4,6 +4,7 @@ A board at its power limit lowers its clock until the energy of what it does fit
 saves time alone gains little, and equal kernels take longer on data of which more bits change.
 """
 
+import contextlib
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -14,7 +15,10 @@ Value = TypeVar("Value")
 
 
 class PowerMeter:
-    """Counters of one GPU; on a CPU, and where the driver has no such counter, each is ``None``.
+    """Counters of one GPU; on a CPU, and where the driver does not tell, each is ``None``.
+
+    Containers may lack the driver's library, a part of a GPU has no counters of its own, and virtual machines and
+    consumer cards lack some: a benchmark is worth having without them.
 
     Args:
         device: of torch; ``CUDA_VISIBLE_DEVICES`` may have renumbered it.
@@ -22,17 +26,15 @@ class PowerMeter:
     Attributes:
         limit_w: power in watts to which the board is held.
         limit_mhz: highest clock of its multiprocessors.
-
-    Raises:
-        pynvml.NVMLError: the driver's library is missing though torch uses the GPU.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._handle = None
         if device.type == "cuda":
-            pynvml.nvmlInit()
             uuid = torch.cuda.get_device_properties(device).uuid
-            self._handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+            with contextlib.suppress(pynvml.NVMLError):
+                pynvml.nvmlInit()
+                self._handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
         milliwatts = self._ask(pynvml.nvmlDeviceGetEnforcedPowerLimit)
         self.limit_w = None if milliwatts is None else milliwatts / 1e3
         self.limit_mhz = self._ask(lambda handle: pynvml.nvmlDeviceGetMaxClockInfo(handle, pynvml.NVML_CLOCK_SM))
@@ -47,9 +49,6 @@ class PowerMeter:
         return self._ask(lambda handle: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM))
 
     def _ask(self, question: Callable[..., Value]) -> Value | None:
-        if self._handle is None:
-            return None
-        try:
-            return question(self._handle)
-        except pynvml.NVMLError_NotSupported:  # virtual machines and consumer cards lack some counters
-            return None
+        with contextlib.suppress(pynvml.NVMLError):
+            return None if self._handle is None else question(self._handle)
+        return None

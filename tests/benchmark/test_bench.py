@@ -1,8 +1,10 @@
 """The benchmark: its stream, its floors, and a tiny run that accounts for its time."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pynvml
 import pytest
@@ -216,6 +218,15 @@ def board(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     return counts
 
 
+def refused(code: int) -> Callable[..., None]:
+    """A function of NVML that fails."""
+
+    def fail(*_: object) -> None:
+        raise pynvml.NVMLError(code)
+
+    return fail
+
+
 def test_power_is_that_of_torchs_gpu_in_watts_and_joules(board: dict[str, int]) -> None:
     meter = PowerMeter(torch.device("cuda", 0))
     before = meter.joules()
@@ -230,8 +241,13 @@ def test_a_counter_that_the_driver_lacks_is_not_known(board: dict[str, int]) -> 
     assert meter.joules() is None and meter.mhz() == 1_830
 
 
-def test_a_cpu_has_no_such_counters() -> None:
-    meter = PowerMeter(torch.device("cpu"))
+@pytest.mark.parametrize("kind", ["cpu", "a GPU whose driver is out of reach", "a part of a GPU"])
+def test_where_nothing_is_known_a_benchmark_runs(kind: str, board: dict[str, int], monkeypatch: Any) -> None:
+    if kind == "a part of a GPU":
+        monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", refused(pynvml.NVML_ERROR_NOT_FOUND))
+    elif kind != "cpu":
+        monkeypatch.setattr(pynvml, "nvmlInit", refused(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND))
+    meter = PowerMeter(torch.device("cpu" if kind == "cpu" else "cuda"))
     assert (meter.joules(), meter.mhz(), meter.limit_w, meter.limit_mhz) == (None, None, None, None)
 
 
