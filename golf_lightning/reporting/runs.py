@@ -163,6 +163,9 @@ def _merge(folder: Path, stages: dict[str, Values]) -> tuple[Values, DocumentTab
         if command == "test" and before and scored and before != scored:
             missing.append("test.json is about another artifact than this folder's, and is left out.")
             continue
+        if command == "test" and (ended := status(result)) != "finished":
+            missing.append(f"A later `test` did not end ({ended}) and is left out; run it again.")
+            continue
         for section, values in result.items():
             if section == "run" and command != "fit":
                 continue

@@ -114,6 +114,15 @@ def test_an_earlier_test_does_not(tmp_path: Path) -> None:
     assert read_run(folder).scores["ttt"]["nats_per_target"] == 3.0
 
 
+def test_a_test_that_did_not_end_is_left_out(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, "golf", 3.0)
+    told = {"finished": "2026-11-24T00:00:00+00:00", "from_sha256": "one", "status": "stopped by SIGINT"}
+    write_json(folder / "test.json", {"scores": {"ttt_lr0": score(2.5)}, "run": told})
+    run = read_run(folder)
+    assert run.scores == read_run(make_run(tmp_path, "other", 3.0)).scores
+    assert any("did not end (stopped by SIGINT)" in line for line in run.missing)
+
+
 def test_a_score_of_another_artifact_is_left_out(tmp_path: Path) -> None:
     folder = make_run(tmp_path, "golf", 3.0)
     later = {"scores": {"ttt": score(2.5)}, "run": {"finished": "2026-11-24T00:00:00+00:00", "from_sha256": "other"}}
