@@ -25,8 +25,8 @@ from golf_lightning.errors import GolfError
 from golf_lightning.files import write_json, write_whole
 
 DESCRIPTION = """Time the training step of a configuration on one device: tokens/s, milliseconds by part with their
-floors, memory, recompiles. The stream is random tokens in documents of the contest's lengths (log-normal, median 475
-tokens, sigma 1.03), or --text."""
+floors, memory, recompiles, power and energy of a GPU. The stream is random tokens in documents of the contest's
+lengths (log-normal, median 475 tokens, sigma 1.03), or --text."""
 EPILOG = """Every other option is one of `fit`, for example:
   python -m golf_lightning bench --config configs/golf.yaml --config configs/one_gpu.yaml --model.kernels reference"""
 STREAM_BATCHES = 8
