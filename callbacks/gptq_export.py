@@ -30,7 +30,7 @@ class GPTQExport(pl.Callback):
     def __init__(self, at_train_end: bool = True) -> None:
         self.at_train_end = at_train_end
         self._budget: ByteBudget | None = None
-        self._measured: Callable[[], None] = lambda: None
+        self._measured: Callable[[bool], None] = lambda wait: None
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -40,6 +40,10 @@ class GPTQExport(pl.Callback):
         if self._exports(trainer, stage) and runs and runs[0].config:
             # Before training: what cannot be measured must not end a run that has trained.
             self._measured = measure_code(pl_module, runs[0].config)
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._measured(False)
 
     @override
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -69,7 +73,7 @@ class GPTQExport(pl.Callback):
 
     def _export(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, GolfModule)
-        self._measured()
+        self._measured(True)
         self._budget = export_and_score(pl_module, artifact_path(trainer))
         over = -self._budget.headroom_bytes
         say(f"wrote {artifact_path(trainer)}: {self._budget.artifact_bytes:,} bytes")

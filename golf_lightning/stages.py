@@ -35,41 +35,43 @@ if TYPE_CHECKING:
     from golf_lightning.module import GolfModule
 
 
-def measure_code(module: GolfModule, config: str) -> Callable[[], None]:
+def measure_code(module: GolfModule, config: str) -> Callable[[bool], None]:
     """Where the module's budget does not say how large the program is, measure it; every rank calls this.
 
-    Packing the program takes a minute, so a process of its own does it beside training.
+    That takes a minute, so a process of its own does it beside training.
 
     Args:
         module: attached to a trainer whose processes are connected.
         config: the run's resolved configuration as YAML text, a part of the program.
 
     Returns:
-        What every rank must call before it exports: it waits for the size and puts it into the module's budget.
+        What every rank must call before it exports: it puts the size into the module's budget, and waits for it if told
+        to. Without waiting it raises if the process has failed by then.
 
     Raises:
-        GolfError: a package that bundling needs is missing, or the program cannot be put together.
+        GolfError: a package that bundling needs is missing, or the configuration names a class without source.
     """
     settings = module.export_config
     if settings.budget.code_bytes is not None:
-        return lambda: None
+        return lambda wait: None
     try:
         # By name, so that a bundled program, which knows its own size, does not carry the bundler.
-        bundler = importlib.import_module("golf_lightning.submission.bundle")
+        bundler = importlib.import_module("golf_lightning.submission.sizing")
     except ModuleNotFoundError as error:
         raise GolfError(
             f"Measuring the program's size needs the package {error.name}; run `pip install python-minifier`, "
             "or give the size with --model.export.budget.code_bytes."
         ) from None
-    programs = []
+    sizings = []
 
     def begin() -> dict[str, Any]:
-        programs.append(bundler.Program(config))
+        sizings.append(bundler.Sizing(config))
         return {}
 
-    def finish() -> None:
-        measured = on_rank_zero(lambda: {"code_bytes": len(programs[0].read())})
-        module.export_config = dataclasses.replace(settings, budget=dataclasses.replace(settings.budget, **measured))
+    def finish(wait: bool) -> None:
+        code_bytes = on_rank_zero(lambda: {"is": sizings[0].result(wait)})["is"]
+        budget = dataclasses.replace(settings.budget, code_bytes=code_bytes)
+        module.export_config = dataclasses.replace(settings, budget=budget)
 
     on_rank_zero(begin)
     return finish

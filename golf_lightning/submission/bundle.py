@@ -91,14 +91,7 @@ class Program:
     """
 
     def __init__(self, config: str) -> None:
-        try:
-            values = yaml.safe_load(config)
-        except yaml.YAMLError as error:
-            raise GolfError(f"The configuration is not YAML ({' '.join(str(error).split())}).") from None
-        if not isinstance(values, dict):
-            raise GolfError("The configuration is not a mapping of options; give a run's config.yaml.")
-        settings = without_defaults(without(values, NOT_BUNDLED))
-        folders = carried_packages(class_paths(settings))
+        settings, folders = read_settings(config)
         table, texts = share_imports(needed_sources(settings, folders), minify)
         files = {"config.json": json.dumps(settings, separators=(",", ":"))}
         for name, text in texts.items():
@@ -117,6 +110,25 @@ class Program:
             GolfError: packing failed.
         """
         return _program(self._head, self._packing.result())
+
+
+def read_settings(config: str) -> tuple[dict[str, Any], dict[str, Path]]:
+    """The options that travel with a program, and the folders of the packages whose sources do.
+
+    Args:
+        config: the resolved configuration as YAML text.
+
+    Raises:
+        GolfError: the configuration cannot be read or names a class without source.
+    """
+    try:
+        values = yaml.safe_load(config)
+    except yaml.YAMLError as error:
+        raise GolfError(f"The configuration is not YAML ({' '.join(str(error).split())}).") from None
+    if not isinstance(values, dict):
+        raise GolfError("The configuration is not a mapping of options; give a run's config.yaml.")
+    settings = without_defaults(without(values, NOT_BUNDLED))
+    return settings, carried_packages(class_paths(settings))
 
 
 def needed_sources(settings: dict[str, Any], folders: dict[str, Path]) -> Sources:

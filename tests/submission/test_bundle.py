@@ -20,7 +20,7 @@ from golf_lightning.__main__ import main
 from golf_lightning.compression.budget import MOST_CODE_BYTES
 from golf_lightning.errors import GolfError
 from golf_lightning.submission import bundle as bundler
-from golf_lightning.submission import launcher, squeeze
+from golf_lightning.submission import launcher, sizing, squeeze
 from golf_lightning.submission.bundle import Program, _literal, bundle
 from golf_lightning.submission.closure import class_paths
 from golf_lightning.submission.parts import shares
@@ -44,6 +44,7 @@ def quick() -> Iterator[None]:
         patch.setattr(bundler, "squeeze", quick_coder)
         patch.setattr(bundler, "Packing", quick_coder.QuickPacking)
         patch.setattr(launcher, "unpack_text", quick_coder.unpack_text)
+        patch.setattr(sizing, "Sizing", quick_coder.SizingHere)
         minified = functools.lru_cache(None)(lambda text: minify(ast.parse(text)))
         patch.setattr(bundler, "minify", lambda tree: minified(ast.unparse(tree)))
         yield

@@ -11,7 +11,7 @@ import yaml
 from small_run import golf, write_recipe
 
 from golf_lightning.compression.artifact import Artifact, read_artifact
-from golf_lightning.submission import bundle
+from golf_lightning.submission import sizing
 
 
 def export(finished: Path, data: Path, folder: Path, *options: object) -> int:
@@ -55,14 +55,14 @@ def test_code_bytes_that_are_not_given_are_those_of_the_bundle(
 ) -> None:
     configs = []
 
-    class Bundled:
+    class Sized:
         def __init__(self, config: str) -> None:
             configs.append(config)
 
-        def read(self) -> bytes:
-            return bytes(23_456)
+        def result(self, wait: bool) -> int:
+            return 23_456
 
-    monkeypatch.setattr(bundle, "Program", Bundled)
+    monkeypatch.setattr(sizing, "Sizing", Sized)
     assert export(finished, data, tmp_path, "--model.export.budget.code_bytes", "null") == 0
     run = tmp_path / "runs" / "small"
     assert json.loads((run / "export.json").read_text())["artifact"]["code_bytes"] == 23_456
