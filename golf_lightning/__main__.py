@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import warnings
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, NoReturn
 
 from golf_lightning.errors import GolfError, Interrupted
@@ -27,6 +28,15 @@ def main(argv: list[str] | None = None, module_class: "type[GolfModule] | None" 
         if argv and argv[0] in TOOLS:
             return run_tool(argv[0], argv[1:])
         return train(argv, module_class)
+    except ModuleNotFoundError as error:
+        if find_spec("lightning"):
+            raise
+        print(
+            f"error: {sys.executable} does not find the package {error.name}; install the project for it with "
+            "`pip install -e .`, or start the Python that has it (`.venv/bin/python` after `make demo`).",
+            file=sys.stderr,
+        )
+        return 2
     except GolfError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,6 +1,8 @@
 """Every mistake gets one sentence and the exit status 2, and costs nothing that was there before."""
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from golf_lightning.data.shards import map_shard
 from golf_lightning.data.tokenizer import train_tokenizer
 from golf_lightning.files import sha256_of
 from golf_lightning.tools import TOOLS
+
+ROOT = Path(__file__).parents[2]
 
 MISTAKES = {
     "misspelt option": (["--clock.budgets", "5"], "did you mean clock.budget_s?"),
@@ -188,3 +192,13 @@ def test_another_tokenizer_is_refused(finished: Path, data: Path, tmp_path: Path
     recipe = write_recipe(tmp_path, folder)
     assert golf("test", "--config", recipe, "--ckpt_path", finished / "artifact.golf") == 2
     assert "another tokenizer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["fit", "bench"])
+def test_another_python_than_the_projects_is_told_so(command: str) -> None:
+    # -S leaves out what is installed.
+    line = [sys.executable, "-S", "-m", "golf_lightning", command]
+    done = subprocess.run(line, cwd=ROOT, env={}, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {sys.executable} does not find the package ")
+    assert done.stderr.count("\n") == 1 and "pip install -e ." in done.stderr
