@@ -27,7 +27,7 @@ from golf_lightning.submission import launcher, squeeze
 from golf_lightning.submission.closure import Sources, carried_packages, class_paths, reach, source_of
 from golf_lightning.submission.imports import share_imports
 from golf_lightning.submission.options import without, without_defaults
-from golf_lightning.submission.packing import Packing
+from golf_lightning.submission.packing import packed
 from golf_lightning.submission.parts import shares
 from golf_lightning.submission.slim import TypeStripper, drop_dead_code, drop_docstrings, free_parameters, minify
 
@@ -77,7 +77,7 @@ def bundle(config: str | Path, out: str | Path) -> BundleReport:
 
 
 class Program:
-    """The program of a run, made while the caller does something else.
+    """The program of a run.
 
     Attributes:
         modules: names of the modules in it.
@@ -101,15 +101,15 @@ class Program:
         self.modules, self.files = tuple(texts), files
         self._head = _head()
         pieces = [table, *(piece for file in files.items() for piece in file)]
-        self._packing = Packing("\0".join(pieces).encode(), self._head)
+        self._text = "\0".join(pieces).encode()
 
     def read(self) -> bytes:
-        """The program's bytes; waits until they are there.
+        """The program's bytes, packed, which takes a minute where it was not done before.
 
         Raises:
-            GolfError: packing failed.
+            GolfError: the cache of packed programs cannot be written.
         """
-        return _program(self._head, self._packing.result())
+        return _program(self._head, packed(self._text, self._head))
 
 
 def read_settings(config: str) -> tuple[dict[str, Any], dict[str, Path]]:

@@ -2,26 +2,15 @@
 
 import zlib
 
-from golf_lightning.submission import bundle, squeeze
+from golf_lightning.submission import bundle
 
 
 def unpack_text(payload: bytes, primer: bytes) -> bytes:
     return zlib.decompress(payload)
 
 
-class QuickPacking:
-    def __init__(self, text: bytes, primer: bytes) -> None:
-        self._text, self._primer = text, primer
-
-    def result(self) -> bytes:
-        return zlib.compress(self._text, 9)
-
-
-class PackingUnread(QuickPacking):
-    """Packs with the coder, here and now, and does not make sure that it can be unpacked, which takes as long again."""
-
-    def result(self) -> bytes:
-        return squeeze.pack(self._text, self._primer)
+def packed(text: bytes, primer: bytes) -> bytes:
+    return zlib.compress(text, 9)
 
 
 class SizingHere:
