@@ -43,7 +43,7 @@ class GPTQExport(pl.Callback):
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._measured(False)
+        self._measured(False)  # what failed while everything was compiled ends the run now, not after training
 
     @override
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
