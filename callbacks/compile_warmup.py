@@ -43,10 +43,9 @@ class CompileWarmup(pl.Callback):
         shape = next(data.calibration_batches(1))
         batch = random_batch(shape, model.config.vocab_size).to(pl_module.device)
         recurrence = [True] if model.recurrent else [False, True] if model.config.loop_passes > 1 else [False]
-        validate = trainer.enable_validation and data.val_packing == data.train_packing
         try:
             with pl_module.ledger.stage("compile"):
-                warm_up(model, pl_module.optimizer, batch, recurrence=recurrence, validate=validate)
+                warm_up(model, pl_module.optimizer, batch, recurrence=recurrence)
         except torch.OutOfMemoryError as error:
             raise GolfError(
                 f"A micro-batch of {data.train_packing.tokens:,} tokens does not fit in the GPU's memory; halve "

@@ -187,7 +187,9 @@ class GolfModule(pl.LightningModule):
     @override
     def validation_step(self, batch: PackedBatch, batch_idx: int) -> None:
         assert self.metric is not None
-        self.metric.update(self.model(batch.tokens, batch.targets, batch.cu_seqlens), batch.tokens, batch.targets)
+        with self.scoring():
+            nll_T = self.model(batch.tokens, batch.targets, batch.cu_seqlens)
+        self.metric.update(nll_T, batch.tokens, batch.targets)
 
     @override
     def on_validation_epoch_end(self) -> None:
@@ -198,6 +200,15 @@ class GolfModule(pl.LightningModule):
     @override
     def test_step(self, batch: DocumentStream, batch_idx: int) -> None:
         score_with_ttt(self, batch)
+
+    def scoring(self) -> torch.set_grad_enabled:
+        """The context to score packed batches in.
+
+        In ``fit``, where batches have the shapes of training, gradients are on: what was compiled for training then
+        serves, and a third graph need not be made before the clock starts.
+        """
+        data = self.datamodule
+        return torch.set_grad_enabled(self.trainer.state.fn == "fit" and data.val_packing == data.train_packing)
 
     def score(self) -> Score:
         """The sums of the last validation over all ranks; every rank calls it."""

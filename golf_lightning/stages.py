@@ -99,7 +99,7 @@ def export_and_score(module: GolfModule, path: Path) -> ByteBudget:
     module.result.record("export", **{k: v for k, v in report.to_dict().items() if k not in ("artifact", "budget")})
     with module.ledger.stage("load"):
         load_artifact(module, path)
-    with module.ledger.stage("score packed"):
+    with module.ledger.stage("score packed"), module.scoring():
         assert module.metric is not None
         score = score_packed(model, data.val_dataloader(), module.metric)
     module.record_score("quantized", score)

@@ -2,14 +2,11 @@
 
 from collections.abc import Iterable
 
-import torch
-
 from golf_lightning.data.batch import PackedBatch
 from golf_lightning.evaluation.bpb import BitsPerByte, Score
 from golf_lightning.model.gpt import GPT
 
 
-@torch.no_grad()
 def score_packed(model: GPT, batches: Iterable[PackedBatch], metric: BitsPerByte) -> Score:
     """Score every target of ``batches``; with several ranks, each gives its own batches and all get the whole sums.
 

@@ -72,15 +72,14 @@ def without_trace(model: GPT, optimizer: MuonAdamW) -> Iterator[None]:
     optimizer.restore(snapshot)
 
 
-def warm_up(model: GPT, optimizer: MuonAdamW, batch: PackedBatch, *, recurrence: list[bool], validate: bool) -> None:
-    """Run one optimizer step for every setting of recurrence, and one scoring pass, on ``batch``.
+def warm_up(model: GPT, optimizer: MuonAdamW, batch: PackedBatch, *, recurrence: list[bool]) -> None:
+    """Run one optimizer step on ``batch`` for every setting of recurrence.
 
     Args:
         model: the model on its device, compiled or not.
         optimizer: stepped as in training, collectives included, so every rank must call this.
         batch: random tokens in the shapes of training, on the model's device.
         recurrence: the settings that the run will use.
-        validate: whether to run the scoring pass, in the last setting.
     """
     with without_trace(model, optimizer):
         for recurrent in recurrence:
@@ -88,8 +87,5 @@ def warm_up(model: GPT, optimizer: MuonAdamW, batch: PackedBatch, *, recurrence:
             loss: Tensor = model(batch.tokens, batch.targets, batch.cu_seqlens).mean()
             loss.backward()
             optimizer.step()
-        if validate:
-            with torch.no_grad():
-                model(batch.tokens, batch.targets, batch.cu_seqlens)
     if batch.tokens.is_cuda:
         torch.cuda.synchronize()
