@@ -200,14 +200,16 @@ def _given(weights: Sequence[Tensor | float], x_TD: Tensor) -> tuple[Tensor, tup
     order = [n for n, weight in enumerate(weights) if not _is_one(weight)]
     order.sort(key=lambda n: not _per_column(weights[n]))
     places = tuple(order.index(n) if n in order else -1 for n in range(len(weights)))
-    rows = [row.reshape(-1) for row in _rows([weights[n] for n in order], x_TD)]
-    return torch.cat([x_TD.new_empty(0), *rows]), places, sum(map(_per_column, weights))
+    # Each operation is traced once a layer: what changes nothing is left out.
+    rows = [row if row.dim() else row[None] for row in _rows([weights[n] for n in order], x_TD)]
+    return torch.cat(rows) if rows else x_TD.new_empty(0), places, sum(map(_per_column, weights))
 
 
 def _rows(weights: Sequence[Tensor | float], x_TD: Tensor) -> list[Tensor]:
     dtypes = [weight.dtype for weight in weights if isinstance(weight, Tensor)]
     dtype = functools.reduce(torch.promote_types, dtypes, x_TD.dtype)
-    return [w.to(dtype) if isinstance(w, Tensor) else x_TD.new_full((), w, dtype=dtype) for w in weights]
+    tensors = [w if isinstance(w, Tensor) else x_TD.new_full((), w, dtype=dtype) for w in weights]
+    return [w if w.dtype == dtype else w.to(dtype) for w in tensors]
 
 
 def _flatten(blend: Blend, sums: list[Stream]) -> list[tuple[Tensor | float, Stream]]:
