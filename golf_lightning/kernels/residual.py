@@ -40,7 +40,11 @@ def add_branches(
         cute: as in :func:`~golf_lightning.kernels.mlp.mlp`.
     """
     if backend == "triton":
-        return _Residual.apply(u_TD, y_TD, out_DD, scale, up_MD, down_DM, cute)
+        if torch.is_grad_enabled():
+            return _Residual.apply(u_TD, y_TD, out_DD, scale, up_MD, down_DM, cute)
+        # Without gradients torch 2.13 does not trace a function that says what it changes in place.
+        _add(u_TD, y_TD, out_DD, scale, up_MD, down_DM, cute)
+        return u_TD
     x_TD = u_TD + F.linear(y_TD, out_DD)
     return x_TD + mlp(norm(x_TD, scale), up_MD, down_DM)
 
@@ -56,6 +60,17 @@ def _add_nothing(onto: Tensor, x: Tensor, weight: Tensor) -> None:
     pass
 
 
+def _add(
+    u_TD: Tensor, y_TD: Tensor, out_DD: Tensor, scale: float, up_MD: Tensor, down_DM: Tensor, cute: bool
+) -> tuple[Tensor, ...]:
+    """Both sums in place of ``u``; the norm, its inverse root mean squares, hidden units and slopes."""
+    torch.ops.golf.add_product(u_TD, y_TD, out_DD)
+    n_TD, inverse_T = torch.ops.golf.norm(u_TD, scale)
+    hidden_TM, slope_TM = torch.ops.golf.mlp_hidden(n_TD, up_MD, cute)
+    torch.ops.golf.add_product(u_TD, hidden_TM, down_DM)
+    return n_TD, inverse_T, hidden_TM, slope_TM
+
+
 class _Residual(torch.autograd.Function):
     # Both sums in one function: torch.compile of torch 2.11 lets a result be changed in place once, not by two in turn.
 
@@ -63,10 +78,7 @@ class _Residual(torch.autograd.Function):
     def forward(
         ctx: Any, u_TD: Tensor, y_TD: Tensor, out_DD: Tensor, scale: float, up_MD: Tensor, down_DM: Tensor, cute: bool
     ) -> Tensor:
-        torch.ops.golf.add_product(u_TD, y_TD, out_DD)
-        n_TD, inverse_T = torch.ops.golf.norm(u_TD, scale)
-        hidden_TM, slope_TM = torch.ops.golf.mlp_hidden(n_TD, up_MD, cute)
-        torch.ops.golf.add_product(u_TD, hidden_TM, down_DM)
+        n_TD, inverse_T, hidden_TM, slope_TM = _add(u_TD, y_TD, out_DD, scale, up_MD, down_DM, cute)
         ctx.save_for_backward(y_TD, out_DD, inverse_T, n_TD, up_MD, down_DM, hidden_TM, slope_TM)
         ctx.scale, ctx.cute = scale, cute
         ctx.mark_dirty(u_TD)

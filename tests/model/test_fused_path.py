@@ -42,7 +42,9 @@ def test_fused_path_equals_the_reference_path(fused: None, changes: dict[str, ob
 
 # The tracer of torch 2.13 warns about itself.
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
-def test_fused_path_compiles_into_one_graph(fused: None) -> None:
+@pytest.mark.parametrize("gradients", [True, False])
+def test_fused_path_compiles_into_one_graph(fused: None, gradients: bool) -> None:
     reference, model = models()
     model.compile(backend="aot_eager", dynamic=False, fullgraph=True)
-    torch.testing.assert_close(model(*batch()), reference(*batch()))
+    with torch.set_grad_enabled(gradients):
+        torch.testing.assert_close(model(*batch()), reference(*batch()))
