@@ -3,7 +3,7 @@
 #
 #   tests/benchmarks/full_size.sh DATA pr1536 golf                          # 240 s of clock, the whole split
 #   tests/benchmarks/full_size.sh DATA golf-42 golf-0 golf-1337             # 120 s, seeds
-#   tests/benchmarks/full_size.sh DATA base no-recurrence lanes-isolated lanes-none no-xsa no-ema adamw-001 adamw-002 adamw-004
+#   tests/benchmarks/full_size.sh DATA base no-recurrence lanes-isolated lanes-none no-xsa no-ema adamw-0005 adamw-001
 #                                                                           # 60 s, one thing changed, 512 documents
 #
 # Runs lie in runs/NAME. On a host with two GPUs two of these may go side by side, CUDA_VISIBLE_DEVICES telling them apart;
