@@ -19,10 +19,10 @@ def small_module() -> GolfModule:
 def test_beside_a_gpu_the_cpu_works_with_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads that make a batch wait for each other where another program uses a core."""
     threads: list[int] = []
+    module = small_module()
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
     for choice in ("choose_backend", "choose_kernels"):
         monkeypatch.setattr(f"golf_lightning.module.{choice}", lambda *arguments: None)
-    module = small_module()
     module.settle(torch.device("cpu"))
     assert threads == []
     module.settle(torch.device("cuda"))

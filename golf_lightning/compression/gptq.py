@@ -6,8 +6,7 @@ columns of large activations first). All matrices of a bank advance together, so
 one matrix has columns, and nothing waits for the host inside the loop.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 from golf_lightning.compression.quantize import RolePrecision
 from golf_lightning.compression.search import DISTORTION, search_levels
 from golf_lightning.errors import GolfError
+from golf_lightning.threads import one_thread
 
 # N matrices of a bank, R rows (outputs), C columns (inputs), B columns of a block
 
@@ -72,21 +72,10 @@ def gptq(
     units_NRC = weight_NRC / scale_NR.float().unsqueeze(-1)
     gather_NCR = order_NC.unsqueeze(2).expand(-1, -1, weight_NRC.shape[1])
     units_NCR = units_NRC.transpose(1, 2).gather(1, gather_NCR)
-    with _one_thread():
+    with one_thread():
         _quantize_columns(units_NCR, feedback_NCC, _rounding(units_NCR, precision.largest, trellis), block)
     codes_NCR = torch.empty_like(units_NCR, dtype=torch.int8).scatter_(1, gather_NCR, units_NCR.to(torch.int8))
     return GPTQResult(codes_NCR.transpose(1, 2).contiguous(), used)
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Keep CPU threads out of the column loop: on a busy machine, waiting for them at every tiny step costs most."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _rounding(units_NCR: Tensor, largest: int, trellis: bool) -> Callable[[Tensor], Tensor]:

@@ -16,6 +16,7 @@ from golf_lightning.model.config import GPTConfig
 from golf_lightning.model.injection import NO_ADAPTERS, Adapters, Context, Recorder
 from golf_lightning.model.order import LayerPlan, layer_plan, vector_shapes
 from golf_lightning.model.rotary import document_positions, rotary_table
+from golf_lightning.threads import one_thread
 
 # T tokens, D width, V vocabulary, S segments, R rotated half of a head, L layers
 
@@ -73,6 +74,7 @@ class GPT(nn.Module):
         self.reset_parameters()
 
     @torch.no_grad()
+    @one_thread()
     def reset_parameters(self) -> None:
         """Q, K, V and up orthogonal, O and down zero, the embedding normal; vectors at their neutral values."""
         layers = self.config.layers

@@ -316,3 +316,12 @@ def test_longer_windows_extend_the_rotary_table_without_changing_it() -> None:
     model.extend_positions(64)
     assert torch.equal(before, model.logits(*packed))
     assert model.logits(*pack(*some_tokens(60))).shape == (60, 50)
+
+
+def test_weights_begin_with_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 16)
+    monkeypatch.setattr(torch, "set_num_threads", calls.append)
+    monkeypatch.setattr(torch.nn.init, "orthogonal_", lambda matrix: calls.append(0))
+    GPT(small_config())
+    assert calls[0] == 1 and calls[-1] == 16 and set(calls[1:-1]) == {0}
