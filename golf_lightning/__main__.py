@@ -106,6 +106,8 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     # Lightning 2.6 asks torch 2.13 in a way that is to go; nothing a user could change.
     warnings.filterwarnings("ignore", message=r".*LeafSpec.*is deprecated")
+    # What FlashAttention-4 does while it compiles; likewise.
+    warnings.filterwarnings("ignore", message="Argument aux_data|Accessing the data pointer of FakeTensor")
 
 
 def end_process(status: int) -> NoReturn:

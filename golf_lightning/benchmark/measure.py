@@ -1,6 +1,7 @@
 """Timing of one phase of training: before depth recurrence, or after."""
 
 import time
+import warnings
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -79,6 +80,7 @@ def measure_phase(step: Step, *, recurrent: bool, steps: int, ceilings: Ceilings
     meter, clocks = PowerMeter(device), list[int]()
     if cuda:
         torch.cuda.reset_peak_memory_stats()
+        warnings.filterwarnings("ignore", message="Synchronization debug mode is a prototype")
         torch.cuda.set_sync_debug_mode("error")
     graphs, clock = _compiled_graphs(), Clock(device)
     started, joules = time.perf_counter(), meter.joules()

@@ -72,6 +72,6 @@ def _cute_package_lacks() -> str | None:
         return f"quack-kernels {QUACK_VERSION}, not {version} (pip install quack-kernels=={QUACK_VERSION})"
     try:
         epilogues()
-    except (AttributeError, ImportError) as error:
+    except (AttributeError, ImportError, TypeError) as error:
         return f"quack-kernels {QUACK_VERSION} with all that it needs ({' '.join(str(error).split())})"
     return None

@@ -57,6 +57,7 @@ def epilogues() -> tuple[Any, Any]:
     Raises:
         ImportError: the package, or what it needs, is missing or another version.
         AttributeError: likewise.
+        TypeError: it lies outside site-packages, where it asks for more than CuTe DSL's functions tell.
     """
     import cutlass.cute as cute
     from quack.epilogue.frontend import gemm_epilogue

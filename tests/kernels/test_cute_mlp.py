@@ -131,6 +131,15 @@ def test_a_compiler_without_the_function_we_need_is_not_called(hopper: Any) -> N
     assert lacks is not None and "fmax" in lacks
 
 
+def test_a_package_that_refuses_our_formulas_is_not_called(hopper: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**options: Any) -> None:
+        raise TypeError("epilogue fn depends on\n a context")
+
+    hopper.frontend.gemm_epilogue = refuse
+    lacks = cute_lacks("auto", GPU, BF16)
+    assert lacks is not None and lacks.endswith("(epilogue fn depends on a context)")
+
+
 def test_the_package_is_asked_once(hopper: Any) -> None:
     assert chooses_cute("auto", GPU, BF16)
     hopper.version = None

@@ -260,8 +260,6 @@ def test_joining_with_constant_weights_has_the_values_and_gradients_of_the_formu
     torch.testing.assert_close(*results)
 
 
-# The tracer of torch 2.13 warns about itself.
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_fused_mixing_compiles_into_one_graph() -> None:
     def loss(*inputs: Tensor) -> Tensor:
         found = mix(two_lanes(list(inputs[:6]), inputs[6]), backend="triton")
@@ -272,7 +270,6 @@ def test_fused_mixing_compiles_into_one_graph() -> None:
     torch.testing.assert_close(*(torch.autograd.grad(f(*inputs), inputs) for f in (compiled, loss)))
 
 
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_a_mixture_of_one_stream_compiles_without_gradients() -> None:
     """Torch 2.11 takes the arguments of such a function for one more than they are."""
 
@@ -342,8 +339,6 @@ def test_operators_are_declared_correctly() -> None:
     torch.library.opcheck(mix_backward_op, ([x, x + 2, x - 1, x + 3], *mixing, 1))
 
 
-# The tracer of torch 2.13 warns about itself.
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_fused_operations_compile_into_one_graph() -> None:
     def loss(x: Tensor, up: Tensor, down: Tensor, head: Tensor) -> Tensor:
         return head_nll(mlp(x, up, down, backend="triton"), head, TARGETS, 30.0, backend="triton").sum()

@@ -140,7 +140,6 @@ def small(kernels: Any) -> tuple[gpt.GPT, tuple[Tensor, Tensor, Tensor]]:
     return model, (tokens, targets, torch.tensor([0, 10, 26, 30, 30], dtype=torch.int32))
 
 
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_model_takes_them_and_keeps_its_loss_and_gradients(
     on_cpu: None, monkeypatch: pytest.MonkeyPatch, compiled: bool

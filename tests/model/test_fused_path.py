@@ -40,8 +40,6 @@ def test_fused_path_equals_the_reference_path(fused: None, changes: dict[str, ob
         torch.testing.assert_close(ours.grad, theirs.grad, msg=lambda text, name=name: f"{name}: {text}")
 
 
-# The tracer of torch 2.13 warns about itself.
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.parametrize("gradients", [True, False])
 def test_fused_path_compiles_into_one_graph(fused: None, gradients: bool) -> None:
     reference, model = models()

@@ -11,8 +11,6 @@ from torch._dynamo.testing import CompileCounter
 from golf_lightning.model.gpt import GPT
 
 
-# The tracer of torch 2.13 warns about itself.
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_validation_and_the_artifacts_score_use_what_training_compiled(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
