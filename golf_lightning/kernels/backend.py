@@ -1,4 +1,4 @@
-"""Which implementation the fused operations use: plain PyTorch, or kernels for Hopper and later."""
+"""Which implementation the fused operations use: plain PyTorch, or kernels for Hopper and data-centre Blackwell."""
 
 import functools
 import importlib.metadata
@@ -16,7 +16,8 @@ KernelBackend = Literal["auto", "reference", "triton"]
 def choose_kernels(backend: KernelBackend, device: torch.device, dtype: torch.dtype) -> KernelBackend:
     """Resolve ``auto`` to the fastest backend that works on ``device`` in ``dtype``; check an explicit choice.
 
-    The Triton kernels multiply in 16 bits and copy tiles with the bulk copy engine of compute capability 9.
+    The Triton kernels multiply in 16 bits, and the MLP's keep 224 KiB of tiles in a multiprocessor's shared memory:
+    compute capability 9 and 10 have that, 8 and 12 do not.
 
     Raises:
         GolfError: ``triton`` was asked for where it cannot run.
@@ -32,8 +33,8 @@ def choose_kernels(backend: KernelBackend, device: torch.device, dtype: torch.dt
 
 
 def _missing(device: torch.device, dtype: torch.dtype) -> str | None:
-    if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] < 9:
-        return f"a GPU of compute capability 9 or more, not {device}"
+    if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] not in (9, 10):
+        return f"a GPU of compute capability 9 or 10, not {device}"
     if dtype not in (torch.bfloat16, torch.float16):
         return f"compute dtype bfloat16 or float16, not {str(dtype).removeprefix('torch.')}"
     if importlib.util.find_spec("triton") is None:

@@ -353,6 +353,13 @@ def test_auto_is_the_reference_on_a_cpu() -> None:
     assert choose_kernels("auto", torch.device("cpu"), torch.bfloat16) == "reference"
 
 
+@pytest.mark.parametrize("major, chosen", [(8, "reference"), (9, "triton"), (10, "triton"), (12, "reference")])
+def test_auto_is_triton_where_its_tiles_fit(monkeypatch: pytest.MonkeyPatch, major: int, chosen: str) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (major, 0))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    assert choose_kernels("auto", torch.device("cuda"), torch.bfloat16) == chosen
+
+
 def test_triton_is_refused_on_a_cpu() -> None:
     with pytest.raises(GolfError, match="compute capability 9"):
         choose_kernels("triton", torch.device("cpu"), torch.bfloat16)
