@@ -1,5 +1,6 @@
 """One micro-batch under the profiler, its kernels summed by part."""
 
+import os
 import re
 from dataclasses import dataclass
 
@@ -60,6 +61,7 @@ def trace_micro_batch(step: Step, micro_batches: int = 3) -> Trace:
     activity = torch.profiler.ProfilerActivity.CUDA if cuda else torch.profiler.ProfilerActivity.CPU
     for _ in range(2):
         step.micro_batch()
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler writes its own begin and end to the console otherwise
     with torch.profiler.profile(activities=[activity], acc_events=True) as trace:
         for _ in range(micro_batches):
             step.micro_batch()
