@@ -1,12 +1,9 @@
 import itertools
-import os
-import subprocess
-import sys
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
 import torch
+from without_gpu import interpret, needs_triton
 
 from golf_lightning.compression.search import FIRST, SUBSET, search_levels, subset_range
 from golf_lightning.compression.tables import Table
@@ -107,11 +104,6 @@ for largest in (127, 31, 7):
 """
 
 
-@pytest.mark.skipif(find_spec("triton") is None, reason="needs the package triton")
+@needs_triton
 def test_the_kernel_finds_the_same_levels_in_the_interpreter():
-    # Its own process: the interpreter is chosen by the environment when triton is imported.
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    done = subprocess.run([sys.executable, "-c", INTERPRETED], env=environment, capture_output=True, text=True)
-    if "only 0-dimensional arrays" in done.stderr:
-        pytest.skip("Triton's interpreter does not work with this numpy")
-    assert done.returncode == 0, done.stderr
+    interpret(INTERPRETED)

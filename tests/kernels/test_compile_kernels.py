@@ -1,26 +1,20 @@
 """Triton's kernels go through its compiler for GPUs that are not here, at the recipe's sizes, and fit on them."""
 
 import json
-import os
-import subprocess
-import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from without_gpu import needs_triton, run_python
 
-pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="needs the package triton")
+pytestmark = needs_triton
 
 SCRIPT = Path(__file__).with_name("compile_kernels.py")
 
 
 def compiled(folder: Path, capability: int, *parts: str) -> tuple[dict[str, int], list[str]]:
-    """Bytes of shared memory by kernel, and all kernels there are; in a process of its own, with nothing cached."""
-    environment = os.environ | {"TRITON_CACHE_DIR": str(folder)}
-    command = [sys.executable, str(SCRIPT), str(capability), *parts]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    shared, kernels = map(json.loads, done.stdout.splitlines())
+    """Bytes of shared memory by kernel, and all kernels there are; nothing is cached."""
+    printed = run_python(str(SCRIPT), str(capability), *parts, TRITON_CACHE_DIR=str(folder))
+    shared, kernels = map(json.loads, printed.splitlines())
     return shared, kernels
 
 

@@ -4,10 +4,6 @@ The Triton kernels compute the same functions; tests/gpu compares them, and Trit
 the package triton is installed.
 """
 
-import os
-import subprocess
-import sys
-from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -15,6 +11,7 @@ import torch
 from torch import Tensor
 from torch._inductor.utils import run_fw_bw_and_get_code
 from torch.utils._python_dispatch import TorchDispatchMode
+from without_gpu import interpret, needs_triton
 
 from golf_lightning.errors import GolfError
 from golf_lightning.kernels import mixing
@@ -434,11 +431,6 @@ for tokens, width in ((9, 24), (1, 32)):
 """
 
 
-@pytest.mark.skipif(find_spec("triton") is None, reason="needs the package triton")
+@needs_triton
 def test_triton_kernels_compute_the_same_in_the_interpreter() -> None:
-    # Its own process: the interpreter is chosen by the environment when triton is imported.
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    done = subprocess.run([sys.executable, "-c", INTERPRETED], env=environment, capture_output=True, text=True)
-    if "only 0-dimensional arrays" in done.stderr:
-        pytest.skip("Triton's interpreter does not work with this numpy")
-    assert done.returncode == 0, done.stderr
+    interpret(INTERPRETED)

@@ -1,13 +1,9 @@
 """Weighted sums with their norms: values and gradients against the formula in float64, and in Triton's interpreter."""
 
-import os
-import subprocess
-import sys
-from importlib.util import find_spec
-
 import pytest
 import torch
 from torch import Tensor
+from without_gpu import interpret, needs_triton
 
 from golf_lightning.kernels.joining import join
 from golf_lightning.model.block import rms_norm
@@ -74,10 +70,6 @@ for terms, weights, readers in ((1, None, 2), (2, torch.randn(2, 24), 3), (3, to
 """
 
 
-@pytest.mark.skipif(find_spec("triton") is None, reason="needs the package triton")
+@needs_triton
 def test_triton_kernels_compute_the_same_in_the_interpreter() -> None:
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    done = subprocess.run([sys.executable, "-c", INTERPRETED], env=environment, capture_output=True, text=True)
-    if "only 0-dimensional arrays" in done.stderr:
-        pytest.skip("Triton's interpreter does not work with this numpy")
-    assert done.returncode == 0, done.stderr
+    interpret(INTERPRETED)

@@ -3,14 +3,10 @@
 The Triton kernels run here in Triton's interpreter where the package is installed, and in tests/gpu on a GPU.
 """
 
-import os
-import subprocess
-import sys
-from importlib.util import find_spec
-
 import pytest
 import torch
 import torch.nn.functional as F
+from without_gpu import interpret, needs_triton
 
 from golf_lightning.kernels.chunk_attention import Chunks, Kept, chunk_attention, keep_, places
 from golf_lightning.kernels.low_rank import Learner, RowSlots, low_rank
@@ -237,10 +233,6 @@ for rows, chunk, window, ring in ((16, 16, 48, 48), (48, 40, 100, 120)):
 """
 
 
-@pytest.mark.skipif(find_spec("triton") is None, reason="needs the package triton")
+@needs_triton
 def test_triton_kernels_compute_the_same_in_the_interpreter():
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    done = subprocess.run([sys.executable, "-c", INTERPRETED], env=environment, capture_output=True, text=True)
-    if "only 0-dimensional arrays" in done.stderr:
-        pytest.skip("Triton's interpreter does not work with this numpy")
-    assert done.returncode == 0, done.stderr
+    interpret(INTERPRETED)

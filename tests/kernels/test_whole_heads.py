@@ -4,10 +4,7 @@ The Triton kernels run in Triton's interpreter where the package is installed, a
 float64; tests/gpu has both kernels as they are.
 """
 
-import os
-import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch._guards import active_fake_mode
+from without_gpu import interpret, needs_triton
 
 from golf_lightning.kernels import flash_attention_4
 from golf_lightning.kernels import whole_heads as facade
@@ -296,12 +294,6 @@ for lengths, padding, rope_dims, query_heads, kv_heads, exclude in (
 """
 
 
-@pytest.mark.skipif(find_spec("triton") is None, reason="needs the package triton")
+@needs_triton
 def test_triton_kernels_surround_the_main_kernel_in_the_interpreter() -> None:
-    # Its own process: the interpreter is chosen by the environment when triton is imported.
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-c", INTERPRETED, str(Path(__file__).parent)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if "only 0-dimensional arrays" in done.stderr:
-        pytest.skip("Triton's interpreter does not work with this numpy")
-    assert done.returncode == 0, done.stderr
+    interpret(INTERPRETED, str(Path(__file__).parent))
