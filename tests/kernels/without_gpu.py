@@ -10,15 +10,20 @@ import pytest
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="needs the package triton")
 
 
+def _run(arguments: tuple[str, ...], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], env=os.environ | environment, capture_output=True, text=True)
+
+
 def run_python(*arguments: str, **environment: str) -> str:
     """What Python prints for these arguments; its errors are those of the test."""
-    done = subprocess.run([sys.executable, *arguments], env=os.environ | environment, capture_output=True, text=True)
-    if "only 0-dimensional arrays" in done.stderr:
-        pytest.skip("Triton's interpreter does not work with this numpy")
+    done = _run(arguments, environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def interpret(script: str, *arguments: str) -> None:
     """Run a script whose kernels Triton's interpreter computes; it is chosen when triton is imported."""
-    run_python("-c", script, *arguments, TRITON_INTERPRET="1")
+    done = _run(("-c", script, *arguments), {"TRITON_INTERPRET": "1"})
+    if "only 0-dimensional arrays" in done.stderr:
+        pytest.skip("Triton's interpreter does not work with this numpy")
+    assert done.returncode == 0, done.stderr
