@@ -80,7 +80,7 @@ def train(argv: list[str], module_class: "type[GolfModule] | None" = None) -> in
     from golf_lightning.cli import GolfCLI
     from golf_lightning.module import GolfModule
 
-    quiet()
+    quiet()  # after Lightning's import, which sets its loggers itself
     try:
         GolfCLI(named_callbacks(), argv, module_class or GolfModule)
     finally:

@@ -202,3 +202,12 @@ def test_another_python_than_the_projects_is_told_so(command: str) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: {sys.executable} does not find the package ")
     assert done.stderr.count("\n") == 1 and "pip install -e ." in done.stderr
+
+
+def test_a_mistake_found_in_a_process_of_its_own_is_all_that_is_printed(tmp_path: Path) -> None:
+    """Lightning writes of devices and seeds where its loggers were quietened before its import."""
+    options = ["--config", "configs/demo.yaml", "--data.folder", str(tmp_path / "nowhere"), "--run.root", str(tmp_path)]
+    line = [sys.executable, "-m", "golf_lightning", "fit", *options]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: The data folder") and done.stderr.count("\n") == 1
